@@ -19,13 +19,16 @@ SCRIPTS := $(sort $(dir $(wildcard bench/*.py)))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart check test test-long format clean
+.PHONY: help quickstart native check test test-long format clean
 
 help: ## list these doors
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(DEV) ## train, test and talk to a small model, in minutes
 	$(BIN)/fathom quickstart
+
+native: $(DEV) ## build the native kernels again, after a change to them
+	$(call build)
 
 check: $(DEV) ## format, lint, types, house laws and fast tests: under three minutes
 	$(BIN)/ruff format --check .
@@ -47,6 +50,11 @@ clean: ## remove the virtual environment, caches and builds; runs/ stays
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find bench examples fathom tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null; :
 
+define build
+	$(BIN)/cmake -S . -B build/native -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null && $(BIN)/cmake --build build/native
+endef
+
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "Fathom needs Python 3.11 or newer; '$(PYTHON)' is missing or older."; \
@@ -54,6 +62,7 @@ define install
 	@echo "Installing into .venv; the first time this takes some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
+	@$(call build) || echo "The native kernels were not built (a C++20 compiler is needed); all else works, slower."
 endef
 
 $(DEV): pyproject.toml constraints.txt

@@ -3,7 +3,8 @@
 Promise: the choice is made once per case (device, type, gradients or not) from what each backend
 says of itself in words; never by trying a call and catching its failure. `fathom doctor` prints
 `explain()`. Setting FATHOM_SSD=reference (or _CONV, _NORM, _EXPERTS, _ATTEND) forces a backend; a
-forced backend that cannot run is an error, not a quiet fallback.
+forced backend that cannot run is an error, not a quiet fallback. FATHOM_TIER forces a tier of the
+native kernels (`ops/native`), or none.
 """
 
 import functools
@@ -98,10 +99,26 @@ def only_fp32_or_bf16(case: Case) -> str | None:
     return None
 
 
-def in_torch(name: str, eager: ModuleType, reference: ModuleType) -> Operation:
-    """An operation with the two backends that plain PyTorch gives it."""
+def in_torch(
+    name: str, eager: ModuleType, reference: ModuleType, native: Backend | None = None
+) -> Operation:
+    """An operation with the two backends that plain PyTorch gives it, and a native one before."""
     fast = Backend("eager", eager, only_fp32_or_bf16)
-    return Operation(name, (fast, Backend("reference", reference, never_against)))
+    slow = Backend("reference", reference, never_against)
+    return Operation(name, (native, fast, slow) if native else (fast, slow))
 
 
-__all__ = ["Backend", "Case", "Operation", "in_torch", "never_against", "only_fp32_or_bf16"]
+def forced_tier() -> str:
+    """The tier of native kernels that the environment asks for: a name, "none", or nothing."""
+    return os.environ.get("FATHOM_TIER", "")
+
+
+__all__ = [
+    "Backend",
+    "Case",
+    "Operation",
+    "forced_tier",
+    "in_torch",
+    "never_against",
+    "only_fp32_or_bf16",
+]

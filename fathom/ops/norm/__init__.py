@@ -8,9 +8,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fathom.ops import dispatch
-from fathom.ops.norm import eager, reference
+from fathom.ops.norm import cpu, eager, reference
 
-OPERATION = dispatch.in_torch("norm", eager, reference)
+OPERATION = dispatch.in_torch(
+    "norm", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+)
 """The backends of this operation."""
 
 
