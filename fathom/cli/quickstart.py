@@ -230,7 +230,7 @@ class Tour:
 def logits(model: Nemotron, text: Text) -> torch.Tensor:
     """Logits [T, V] of a question that is always the same."""
     ids = text.prompt([{"role": "user", "content": "12 + 34 = ?"}])
-    tokens_T = torch.tensor(ids, device=model.head_weight.device)
+    tokens_T = torch.tensor(ids, device=model.embedding.weight.device)
     return model.logits(model(tokens_T, Layout.of([len(ids)])))
 
 

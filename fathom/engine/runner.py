@@ -75,7 +75,7 @@ class Runner:
 
     def _memory(self, sequences: int) -> Memory:
         """An empty memory of the model's type and place."""
-        weight = self.model.head_weight
+        weight = self.model.embedding.weight
         return Memory.empty(
             self.model.config, sequences=sequences, dtype=weight.dtype, device=weight.device
         )
@@ -96,7 +96,7 @@ class Runner:
         """Feed one piece to every sequence; return hidden states [T, D] and their layout."""
         layout = Layout.of([len(piece) for piece in pieces])
         tokens_T = torch.tensor([i for piece in pieces for i in piece], dtype=torch.int64)
-        return self.model(tokens_T.to(self.model.head_weight.device), layout, memory), layout
+        return self.model(tokens_T.to(self.model.embedding.weight.device), layout, memory), layout
 
     @torch.inference_mode()
     def _forward(self, pieces: Sequence[Sequence[int]], memory: Memory) -> Tensor:

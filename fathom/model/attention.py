@@ -36,8 +36,8 @@ class Attention(nn.Module):
     def initialise(self, std: float, out_std: float, generator: torch.Generator) -> None:
         """Fresh weights."""
         for matrix in (self.q_proj, self.k_proj, self.v_proj):
-            nn.init.normal_(matrix.weight, std=std, generator=generator)
-        nn.init.normal_(self.o_proj.weight, std=out_std, generator=generator)
+            nn.init.normal_(matrix.plain, std=std, generator=generator)
+        nn.init.normal_(self.o_proj.plain, std=out_std, generator=generator)
 
     def forward(self, x_TD: Tensor, layout: Layout, memory: AttentionMemory | None) -> Tensor:
         """[T, D] -> [T, D]; the memory, if there is one, takes this call's keys and values."""

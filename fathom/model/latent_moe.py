@@ -13,6 +13,7 @@ from fathom.config.model import MlpConfig, MoEConfig
 from fathom.model.precision import Linear
 from fathom.ops import experts
 from fathom.ops.layout import Layout
+from fathom.ops.linear import PackedStack
 
 
 class Router(nn.Module):
@@ -80,7 +81,10 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The routed experts of a layer as two stacked tensors."""
+    """The routed experts of a layer as two stacked tensors, trainable or packed for products."""
+
+    up: nn.Parameter | None
+    down: nn.Parameter | None
 
     def __init__(
         self,
@@ -95,10 +99,24 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(up, dtype=dtype, device=device))
         down = (config.experts, width, config.expert_width)
         self.down = nn.Parameter(torch.empty(down, dtype=dtype, device=device))
+        self.packed: tuple[PackedStack, PackedStack] | None = None
 
     def forward(self, x_TD: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
+        if self.packed is not None:
+            return experts.packed_experts(x_TD, *self.packed, chosen_TK, weights_TK)
+        assert self.up is not None
+        assert self.down is not None
         return experts.experts(x_TD, self.up, self.down, chosen_TK, weights_TK)
+
+    def pack(self, packed: tuple[PackedStack, PackedStack] | None = None) -> None:
+        """Take packed up and down stacks, by default of the own weights."""
+        if packed is None:
+            assert self.up is not None
+            assert self.down is not None
+            packed = PackedStack.of(self.up), PackedStack.of(self.down)
+        self.packed = packed
+        self.up = self.down = None
 
 
 class Mlp(nn.Module):
@@ -118,8 +136,8 @@ class Mlp(nn.Module):
 
     def initialise(self, std: float, out_std: float, generator: torch.Generator) -> None:
         """Fresh weights."""
-        nn.init.normal_(self.up.weight, std=std, generator=generator)
-        nn.init.normal_(self.down.weight, std=out_std, generator=generator)
+        nn.init.normal_(self.up.plain, std=std, generator=generator)
+        nn.init.normal_(self.down.plain, std=out_std, generator=generator)
 
     def forward(self, x_TD: Tensor, layout: Layout, memory: None) -> Tensor:
         """[T, D] -> [T, D]; an MLP remembers nothing."""
@@ -153,11 +171,12 @@ class LatentMoE(nn.Module):
     def initialise(self, std: float, out_std: float, generator: torch.Generator) -> None:
         """Fresh weights; what writes into the residual stream takes `out_std`."""
         nn.init.normal_(self.router.weight, std=std, generator=generator)
-        nn.init.normal_(self.experts.up, std=std, generator=generator)
-        nn.init.normal_(self.experts.down, std=out_std, generator=generator)
+        for weight, own_std in ((self.experts.up, std), (self.experts.down, out_std)):
+            assert weight is not None
+            nn.init.normal_(weight, std=own_std, generator=generator)
         if self.latent_down is not None and self.latent_up is not None:
-            nn.init.normal_(self.latent_down.weight, std=std, generator=generator)
-            nn.init.normal_(self.latent_up.weight, std=out_std, generator=generator)
+            nn.init.normal_(self.latent_down.plain, std=std, generator=generator)
+            nn.init.normal_(self.latent_up.plain, std=out_std, generator=generator)
         if self.shared is not None:
             self.shared.initialise(std, out_std, generator)
 

@@ -47,8 +47,8 @@ class Mamba(nn.Module):
 
     def initialise(self, std: float, out_std: float, generator: torch.Generator) -> None:
         """Fresh weights: A uniform in (1, 16), D one, steps log-uniform in (0.001, 0.1)."""
-        nn.init.normal_(self.in_proj.weight, std=std, generator=generator)
-        nn.init.normal_(self.out_proj.weight, std=out_std, generator=generator)
+        nn.init.normal_(self.in_proj.plain, std=std, generator=generator)
+        nn.init.normal_(self.out_proj.plain, std=out_std, generator=generator)
         bound = 1 / math.sqrt(self.config.conv)
         nn.init.uniform_(self.conv_weight, -bound, bound, generator=generator)
         nn.init.zeros_(self.conv_bias)

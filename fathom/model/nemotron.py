@@ -14,12 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from fathom.config.model import ModelConfig
 from fathom.errors import ConfigError, RequestError
 from fathom.model.block import Block, RMSNorm
-from fathom.model.latent_moe import Router
+from fathom.model.latent_moe import Experts, Router
 from fathom.model.memory import Memory
 from fathom.model.mtp import MTP
 from fathom.model.precision import Linear
 from fathom.model.sizes import size
 from fathom.ops.layout import Layout
+from fathom.ops.linear import Packed, packed_linear
 
 
 class Nemotron(nn.Module):
@@ -52,6 +53,8 @@ class Nemotron(nn.Module):
         self.head = None
         if not config.tied:
             self.head = Linear(config.width, config.vocab, dtype=dtype, device=device)
+        self.packed_table: Packed | None = None
+        """Where the head is the embedding: a copy of it, packed for products."""
         self.mtp = MTP(config, dtype=dtype, device=device) if config.mtp else None
         self.gradient_checkpointing = False
         """Whether training recomputes each block in the backward pass instead of keeping it."""
@@ -65,12 +68,12 @@ class Nemotron(nn.Module):
         out_std = std / len(self.config.pattern) ** 0.5
         nn.init.normal_(self.embedding.weight, std=std, generator=generator)
         if self.head is not None:
-            nn.init.normal_(self.head.weight, std=std, generator=generator)
+            nn.init.normal_(self.head.plain, std=std, generator=generator)
         blocks = [*self.blocks, *(self.mtp.blocks if self.mtp is not None else ())]
         for block in blocks:
             block.mixer.initialise(std, out_std, generator)
         if self.mtp is not None:
-            nn.init.normal_(self.mtp.eh_proj.weight, std=std, generator=generator)
+            nn.init.normal_(self.mtp.eh_proj.plain, std=std, generator=generator)
 
     def forward(self, tokens_T: Tensor, layout: Layout, memory: Memory | None = None) -> Tensor:
         """Run the stream through every block.
@@ -104,8 +107,23 @@ class Nemotron(nn.Module):
             memory.advance(layout)
         return self.final_norm(x_TD)  # type: ignore[no-any-return]
 
+    def pack(self) -> "Nemotron":
+        """Lay every matrix out for fast products, in place; the model cannot be trained any more.
+
+        Each weight is freed as its packed form is made. Embedding, convolutions, norms and routers
+        stay as they are. Returns the model itself.
+        """
+        for part in self.modules():
+            if isinstance(part, Linear | Experts) and part.packed is None:
+                part.pack()
+        if self.head is None and self.packed_table is None:
+            self.packed_table = Packed.of(self.embedding.weight)
+        return self.requires_grad_(False)
+
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Hidden states [T, D] -> logits [T, V] in fp32."""
+        if self.packed_table is not None:
+            return packed_linear(hidden_TD, self.packed_table).float()
         if self.head is None:
             return F.linear(hidden_TD.float(), self.embedding.weight.float())
         return self.head(hidden_TD).float()  # type: ignore[no-any-return]
@@ -123,7 +141,7 @@ class Nemotron(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """The head's matrix [V, D]: the embedding where they are tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        return self.embedding.weight if self.head is None else self.head.plain
 
     def routers(self) -> list[Router]:
         """Every router in order, the MTP head's last."""

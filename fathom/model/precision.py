@@ -13,11 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from fathom.errors import ConfigError
-from fathom.ops.linear import Precision, linear
+from fathom.ops.linear import Packed, Precision, linear, packed_linear
 
 
 class Linear(nn.Module):
-    """y = W x without a bias, W [rows, columns], in the precision laid over it."""
+    """y = W x without a bias, W [rows, columns], in the precision laid over it.
+
+    Its weight is a parameter that can be trained, or packed for products alone.
+    """
+
+    weight: nn.Parameter | None
 
     def __init__(
         self,
@@ -30,10 +35,32 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(rows, columns, dtype=dtype, device=device))
         self.precision: Precision = "stored"
+        self.packed: Packed | None = None
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, columns] -> [T, rows]."""
-        return linear(x_TI, self.weight, self.precision)
+        if self.packed is not None:
+            return packed_linear(x_TI, self.packed)
+        return linear(x_TI, self.plain, self.precision)
+
+    @property
+    def plain(self) -> nn.Parameter:
+        """The weight of a matrix that is not packed.
+
+        Raises:
+            ConfigError: it is packed.
+        """
+        if self.weight is None:
+            raise ConfigError(
+                "This matrix is packed for generation and cannot be trained; load the model with "
+                "packed=False."
+            )
+        return self.weight
+
+    def pack(self, packed: Packed | None = None) -> None:
+        """Take packed weights, by default the own ones, in the place of the parameter."""
+        self.packed = Packed.of(self.plain) if packed is None else packed
+        self.weight = None
 
 
 BF16: Mapping[str, Precision] = {"*": "bf16"}

@@ -50,7 +50,7 @@ class Operation:
 
     def choose(self, case: Case) -> Backend:
         """The first backend that has nothing against the case, or the one that is forced."""
-        return _choose(self, case, os.environ.get(f"FATHOM_{self.name.upper()}", ""))
+        return _choose(self, case, os.environ.get(f"FATHOM_{self.name.upper()}", ""), forced_tier())
 
     def explain(self, case: Case) -> list[tuple[str, str]]:
         """Each backend's name with "chosen", "not needed" or its reason against the case."""
@@ -65,8 +65,8 @@ class Operation:
 
 
 @functools.lru_cache(maxsize=256)
-def _choose(operation: Operation, case: Case, forced: str) -> Backend:
-    """Choose once per case; `forced` is the name in the environment, or nothing."""
+def _choose(operation: Operation, case: Case, forced: str, tier: str) -> Backend:
+    """Choose once per case; `forced` and `tier` are the names in the environment, or nothing."""
     if forced:
         for backend in operation.backends:
             if backend.name == forced:

@@ -9,10 +9,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fathom.ops import dispatch
-from fathom.ops.experts import eager, reference
+from fathom.ops.experts import cpu, eager, reference
+from fathom.ops.linear.packed import PackedStack
 
 OPERATION = dispatch.in_torch("experts", eager, reference)
 """The backends of this operation."""
+
+PACKED = dispatch.in_torch(
+    "packed_experts", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+)
+"""The backends of experts with packed weights."""
 
 
 def route(
@@ -53,10 +59,29 @@ def experts(
     return result
 
 
+def packed_experts(
+    x_TD: Float[Tensor, "T D"],
+    up: PackedStack,
+    down: PackedStack,
+    chosen_TK: Int[Tensor, "T K"],
+    weights_TK: Float[Tensor, "T K"],
+) -> Float[Tensor, "T D"]:
+    """`experts` with packed weights: up holds E matrices [I, D], down E matrices [D, I].
+
+    The hidden layer is rounded to x's type. Nothing can be trained by it.
+
+    Raises:
+        KernelError: shapes that do not belong together.
+    """
+    backend = PACKED.choose(dispatch.Case.of(x_TD)).module
+    result: Tensor = backend.packed_experts(x_TD, up, down, chosen_TK, weights_TK)
+    return result
+
+
 def squared_relu(x_TI: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
     """relu(x)^2, the one activation of the family's experts and MLPs."""
     result: Tensor = OPERATION.choose(dispatch.Case.of(x_TI)).module.squared_relu(x_TI)
     return result
 
 
-__all__ = ["OPERATION", "experts", "route", "squared_relu"]
+__all__ = ["OPERATION", "PACKED", "experts", "packed_experts", "route", "squared_relu"]

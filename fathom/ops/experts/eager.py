@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fathom.ops.experts.reference import route
+from fathom.ops.experts.reference import packed_experts, route
 
 
 def _grouped(rows: Tensor, weight_Eab: Tensor, ends_E: Tensor) -> Tensor:
@@ -126,4 +126,4 @@ def experts(
     return y.to(x_TD.dtype)
 
 
-__all__ = ["experts", "route", "squared_relu"]
+__all__ = ["experts", "packed_experts", "route", "squared_relu"]

@@ -8,6 +8,7 @@ Source: Nemotron 3 Nano technical report (arXiv 2512.20848), DeepSeek-V3 for sig
 import torch
 from torch import Tensor
 
+from fathom.ops.linear.packed import PackedStack
 from fathom.ops.wide import wide
 
 
@@ -41,4 +42,18 @@ def experts(
     return y.to(x_TD.dtype)
 
 
-__all__ = ["experts", "route", "squared_relu"]
+def packed_experts(
+    x_TD: Tensor, up: PackedStack, down: PackedStack, chosen_TK: Tensor, weights_TK: Tensor
+) -> Tensor:
+    """See `fathom.ops.experts.packed_experts`."""
+    x = wide(x_TD)
+    y = torch.zeros_like(x)
+    for expert in chosen_TK.unique().tolist():
+        token, place = (chosen_TK == expert).nonzero(as_tuple=True)
+        hidden = (x[token] @ up[expert].dense().to(x.dtype).T).relu().square()
+        said = hidden.to(x_TD.dtype).to(x.dtype) @ down[expert].dense().to(x.dtype).T
+        y = y.index_add(0, token, said * wide(weights_TK[token, place, None]))
+    return y.to(x_TD.dtype)
+
+
+__all__ = ["experts", "packed_experts", "route", "squared_relu"]

@@ -11,14 +11,20 @@ from torch import Tensor
 
 from fathom.errors import KernelError
 from fathom.ops import dispatch
-from fathom.ops.linear import eager, reference
+from fathom.ops.linear import cpu, eager, reference
 from fathom.ops.linear.eager import multiplies_bf16
+from fathom.ops.linear.packed import Format, Packed, PackedStack
 
 Precision = Literal["stored", "bf16"]
 """`stored`: operands as they are. `bf16`: operands, result and gradient rounded to BF16."""
 
 OPERATION = dispatch.in_torch("linear", eager, reference)
-"""The backends of this operation."""
+"""The backends of products with plain weights."""
+
+PACKED = dispatch.in_torch(
+    "packed_linear", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+)
+"""The backends of products with packed weights."""
 
 
 def linear(
@@ -39,4 +45,25 @@ def linear(
     return result
 
 
-__all__ = ["OPERATION", "Precision", "linear", "multiplies_bf16"]
+def packed_linear(x_TI: Float[Tensor, "T I"], weight: Packed) -> Float[Tensor, "T O"]:
+    """x weight' of x's type (fp32 or bf16), accumulated in fp32; nothing can be trained by it.
+
+    Raises:
+        KernelError: x has another width than the matrix, or another type.
+    """
+    backend = PACKED.choose(dispatch.Case.of(x_TI)).module
+    result: Tensor = backend.packed_linear(x_TI, weight)
+    return result
+
+
+__all__ = [
+    "OPERATION",
+    "PACKED",
+    "Format",
+    "Packed",
+    "PackedStack",
+    "Precision",
+    "linear",
+    "multiplies_bf16",
+    "packed_linear",
+]

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fathom.ops.linear.packed import PANEL, Packed
+
 BLOCK = 1 << 22
 """Weights widened at a time where nothing keeps them: 16 MB, so that a large head needs no copy."""
 
@@ -83,4 +85,16 @@ def linear(x_TI: Tensor, weight_OI: Tensor, precision: str) -> Tensor:
     return _Stored.apply(x_TI, weight_OI)  # type: ignore[no-any-return]
 
 
-__all__ = ["linear", "multiplies_bf16"]
+def packed_linear(x_TI: Tensor, weight: Packed) -> Tensor:
+    """See `fathom.ops.linear.packed_linear`; widens a block of rows at a time."""
+    rows = max(PANEL, BLOCK // weight.columns // PANEL * PANEL)
+    with torch.no_grad():
+        wide = x_TI.float()
+        parts = [
+            wide @ weight.dense(first, min(rows, weight.rows - first)).T
+            for first in range(0, weight.rows, rows)
+        ]
+        return torch.cat(parts, -1).to(x_TI.dtype)
+
+
+__all__ = ["linear", "multiplies_bf16", "packed_linear"]

@@ -8,6 +8,8 @@ staying as wide as they are.
 import torch
 from torch import Tensor
 
+from fathom.errors import KernelError
+from fathom.ops.linear.packed import Packed
 from fathom.ops.wide import wide
 
 
@@ -36,4 +38,14 @@ def linear(x_TI: Tensor, weight_OI: Tensor, precision: str) -> Tensor:
     return y.to(x_TI.dtype)
 
 
-__all__ = ["linear"]
+def packed_linear(x_TI: Tensor, weight: Packed) -> Tensor:
+    """See `fathom.ops.linear.packed_linear`."""
+    if x_TI.shape[1] != weight.columns:
+        raise KernelError(
+            f"packed_linear: x must have {weight.columns} columns; got {list(x_TI.shape)}."
+        )
+    with torch.no_grad():
+        return (wide(x_TI) @ weight.dense().to(wide(x_TI).dtype).T).to(x_TI.dtype)
+
+
+__all__ = ["linear", "packed_linear"]

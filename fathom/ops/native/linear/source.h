@@ -1,0 +1,180 @@
+// Where a product's weights come from: panels of each format, as vectors of one output a lane.
+//
+// A source serves an arithmetic. `Wide` multiplies fp32 (every tier); `Pairs` multiplies bf16 pairs (tiers
+// with BF16 instructions). `SCALED` sources have a scale for every block and output, by which a block's sum
+// is multiplied before it is added. `lanes(b, half, g)` prepares 8 columns of W outputs, `pair(l, p)` gives two of them.
+#pragma once
+
+#include "linear/format.h"
+
+namespace FATHOM_TIER {
+
+// Arithmetic in fp32.
+struct Wide {
+  using X = float;
+  using Pair = Two;
+  static inline Two spread(const float* x) { return {splat(x[0]), splat(x[1])}; }
+  static inline vf add(vf sum, const Two& w, const Two& x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
+};
+
+inline Two widen_pairs(vu lanes) { return Two{vf(lanes << 16), vf(lanes & 0xffff0000u)}; }
+
+inline vu load_lanes(const void* p) {
+  vu v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+struct WideFp32 {
+  static constexpr bool SCALED = false;
+  using Arithmetic = Wide;
+  const float* panel;
+  struct Lanes {
+    const float* p;
+  };
+  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * BLOCK + half * 8) * PANEL + g * W}; }
+  static inline Two pair(const Lanes& l, int p) { return {load(l.p + 2 * p * PANEL), load(l.p + (2 * p + 1) * PANEL)}; }
+  inline vf scale(int64_t, int) const { return vf{}; }
+};
+
+struct WideBf16 {
+  static constexpr bool SCALED = false;
+  using Arithmetic = Wide;
+  const bf16* panel;
+  struct Lanes {
+    const bf16* p;
+  };
+  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
+  static inline Two pair(const Lanes& l, int p) { return widen_pairs(load_lanes(l.p + 2 * p * PANEL)); }
+  inline vf scale(int64_t, int) const { return vf{}; }
+};
+
+struct WideFp8 {
+  static constexpr bool SCALED = false;
+  using Arithmetic = Wide;
+  const uint8_t* panel;
+  struct Lanes {
+    const uint8_t* p;
+  };
+  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
+  static inline Two pair(const Lanes& l, int p) { return widen_e4m3_pairs(l.p + 2 * p * PANEL); }
+  inline vf scale(int64_t, int) const { return vf{}; }
+};
+
+// Sixteen (or eight, with the sign apart) values looked up by the low bits of each lane.
+inline vf e2m1_of(vu lanes) {
+#if defined(__AVX512F__)
+  return _mm512_permutexvar_ps(__m512i(lanes), _mm512_loadu_ps(E2M1));
+#elif defined(__AVX2__)
+  __m256 magnitude = _mm256_permutevar8x32_ps(_mm256_loadu_ps(E2M1), __m256i(lanes));
+  return vf(vu(magnitude) | ((lanes << 28) & 0x80000000u));
+#else
+  vf y;
+  for (int i = 0; i < W; i++) y[i] = E2M1[lanes[i] & 15];
+  return y;
+#endif
+}
+
+struct WideNvfp4 {
+  static constexpr bool SCALED = true;
+  using Arithmetic = Wide;
+  const uint32_t* panel;
+  const uint8_t* scales;
+  struct Lanes {
+    vu v;
+  };
+  inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
+  static inline Two pair(const Lanes& l, int p) { return {e2m1_of(l.v >> (4 * p)), e2m1_of(l.v >> (16 + 4 * p))}; }
+  inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
+};
+
+// A panel of scaled codes that was widened before: values as fp32, scales as fp32 [blocks][32].
+struct WideDecoded {
+  static constexpr bool SCALED = true;
+  using Arithmetic = Wide;
+  const float* panel;
+  const float* scales;
+  using Lanes = WideFp32::Lanes;
+  inline Lanes lanes(int64_t b, int half, int g) const { return WideFp32{panel}.lanes(b, half, g); }
+  static inline Two pair(const Lanes& l, int p) { return WideFp32::pair(l, p); }
+  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
+};
+
+#if defined(__AVX512BF16__)
+// Arithmetic by BF16 instructions: two products a lane, sums in fp32.
+struct Pairs {
+  using X = bf16;
+  using Pair = __m512i;
+  static inline __m512i spread(const bf16* x) {
+    int32_t both;
+    std::memcpy(&both, x, 4);
+    return _mm512_set1_epi32(both);
+  }
+  static inline vf add(vf sum, __m512i w, __m512i x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+};
+
+struct PairsBf16 {
+  static constexpr bool SCALED = false;
+  using Arithmetic = Pairs;
+  const bf16* panel;
+  using Lanes = WideBf16::Lanes;
+  inline Lanes lanes(int64_t b, int half, int g) const { return WideBf16{panel}.lanes(b, half, g); }
+  static inline __m512i pair(const Lanes& l, int p) { return __m512i(load_lanes(l.p + 2 * p * PANEL)); }
+  inline vf scale(int64_t, int) const { return vf{}; }
+};
+
+// 32 e4m3 codes without NaN -> bf16, exactly.
+inline __m512i bf16_of_e4m3(const uint8_t* p) {
+  alignas(64) static constexpr uint16_t SMALL[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60,
+                                                     0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60,
+                                                     0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60,
+                                                     0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  __m512i code = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  __m512i rest = _mm512_and_si512(code, _mm512_set1_epi16(0x7f));
+  __m512i normal = _mm512_add_epi16(_mm512_slli_epi16(rest, 4), _mm512_set1_epi16(120 << 7));
+  __mmask32 tiny = _mm512_cmplt_epu16_mask(rest, _mm512_set1_epi16(8));
+  __m512i value = _mm512_mask_permutexvar_epi16(normal, tiny, rest, _mm512_load_si512(SMALL));
+  __m512i sign = _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8);
+  return _mm512_or_si512(value, sign);
+}
+
+struct PairsFp8 {
+  static constexpr bool SCALED = false;
+  using Arithmetic = Pairs;
+  const uint8_t* panel;
+  using Lanes = WideFp8::Lanes;
+  inline Lanes lanes(int64_t b, int half, int g) const { return WideFp8{panel}.lanes(b, half, g); }
+  static inline __m512i pair(const Lanes& l, int p) { return bf16_of_e4m3(l.p + 2 * p * PANEL); }
+  inline vf scale(int64_t, int) const { return vf{}; }
+};
+
+alignas(64) constexpr uint16_t E2M1_BF16[32] = {
+    0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0,
+    0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
+
+struct PairsNvfp4 {
+  static constexpr bool SCALED = true;
+  using Arithmetic = Pairs;
+  const uint32_t* panel;
+  const uint8_t* scales;
+  using Lanes = WideNvfp4::Lanes;
+  inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
+  static inline __m512i pair(const Lanes& l, int p) {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(__m512i(l.v), 4 * p), _mm512_load_si512(E2M1_BF16));
+  }
+  inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
+};
+
+struct PairsDecoded {
+  static constexpr bool SCALED = true;
+  using Arithmetic = Pairs;
+  const bf16* panel;
+  const float* scales;
+  using Lanes = WideBf16::Lanes;
+  inline Lanes lanes(int64_t b, int half, int g) const { return WideBf16{panel}.lanes(b, half, g); }
+  static inline __m512i pair(const Lanes& l, int p) { return PairsBf16::pair(l, p); }
+  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
+};
+#endif
+
+}  // namespace FATHOM_TIER
