@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fathom.config.model import MlpConfig, MoEConfig
-from fathom.model.precision import Linear
+from fathom.model.precision import Linear, Matrices
 from fathom.ops import experts
 from fathom.ops.layout import Layout
-from fathom.ops.linear import PackedStack
+from fathom.ops.linear import PackedStack, Precision
 
 
 class Router(nn.Module):
@@ -80,7 +80,7 @@ class Router(nn.Module):
         return (share_SE * mean_SE).sum(-1).mean()
 
 
-class Experts(nn.Module):
+class Experts(Matrices):
     """The routed experts of a layer as two stacked tensors, trainable or packed for products."""
 
     up: nn.Parameter | None
@@ -100,11 +100,12 @@ class Experts(nn.Module):
         down = (config.experts, width, config.expert_width)
         self.down = nn.Parameter(torch.empty(down, dtype=dtype, device=device))
         self.packed: tuple[PackedStack, PackedStack] | None = None
+        self.precision: Precision = "stored"
 
     def forward(self, x_TD: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
         if self.packed is not None:
-            return experts.packed_experts(x_TD, *self.packed, chosen_TK, weights_TK)
+            return experts.packed_experts(x_TD, *self.packed, chosen_TK, weights_TK, self.precision)
         assert self.up is not None
         assert self.down is not None
         return experts.experts(x_TD, self.up, self.down, chosen_TK, weights_TK)

@@ -9,7 +9,7 @@ from fathom.errors import ConfigError
 from fathom.model.latent_moe import Experts
 from fathom.model.memory import Memory
 from fathom.model.nemotron import Nemotron
-from fathom.model.precision import Linear
+from fathom.model.precision import Linear, lay
 from fathom.ops.layout import Layout
 
 
@@ -50,6 +50,14 @@ def test_packing_leaves_no_plain_matrix_and_packing_twice_changes_nothing(model)
     )
     assert held + sum(p.numel() for p in model.parameters()) == before
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_w4a8_is_laid_over_packed_matrices_alone(model):
+    with pytest.raises(ConfigError, match=r"is plain\. Pack the model"):
+        lay(model, "w4a8")
+    lay(model.pack(), "w4a8")
+    parts = [part for part in model.modules() if isinstance(part, Linear | Experts)]
+    assert {part.precision for part in parts} == {"w4a8"}
 
 
 def test_a_packed_matrix_says_that_it_cannot_be_trained(model):

@@ -66,7 +66,7 @@ def test_widths_that_are_no_multiple_of_the_block_are_padded(format):
     matrix.fill(32, wanted[32:])
     assert torch.equal(matrix.unpack(32, 13)[0].view(torch.uint8), wanted[32:].view(torch.uint8))
     x = torch.randn(3, 37)
-    want = reference.packed_linear(x.double(), matrix)
+    want = reference.packed_linear(x.double(), matrix, False)
     torch.testing.assert_close(linear.packed_linear(x, matrix), want.float(), rtol=1e-4, atol=1e-4)
 
 
@@ -80,7 +80,7 @@ def test_products_agree_with_the_reference(monkeypatch, tier, format, dtype, row
     g = torch.Generator().manual_seed(1)
     for T in (1, 2, 7, 40):
         x = torch.randn(T, columns, generator=g).to(dtype)
-        want = reference.packed_linear(x.double(), matrix)
+        want = reference.packed_linear(x.double(), matrix, False)
         got = linear.packed_linear(x, matrix).double()
         error = (got - want).norm() / want.norm()
         assert error < (1e-5 if dtype == torch.float32 else 4e-3)
@@ -97,6 +97,37 @@ def test_a_row_is_the_same_bits_for_any_number_of_rows(monkeypatch, tier, format
     for count in ROWS:
         assert torch.equal(linear.packed_linear(x[:count], matrix), whole[:count])
         assert torch.equal(linear.packed_linear(x[300 - count :], matrix), whole[300 - count :])
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_int8_rows_agree_with_the_reference_and_do_not_know_one_another(monkeypatch, tier, dtype):
+    monkeypatch.setenv("FATHOM_TIER", tier)
+    matrix = packed("nvfp4", 70, 208)
+    x = torch.randn(300, 208, generator=torch.Generator().manual_seed(4)).to(dtype)
+    x[5] = 0
+    whole = linear.packed_linear(x, matrix, "w4a8")
+    want = reference.packed_linear(x.double(), matrix, True)
+    exact = reference.packed_linear(x.double(), matrix, False)
+    error = (whole.double() - want).norm() / want.norm()
+    assert error < (1e-5 if dtype == torch.float32 else 4e-3)
+    assert (want - exact).norm() / exact.norm() > 2e-3
+    for count in ROWS:
+        assert torch.equal(linear.packed_linear(x[:count], matrix, "w4a8"), whole[:count])
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_experts_with_int8_rows_agree_with_the_reference(monkeypatch, tier):
+    monkeypatch.setenv("FATHOM_TIER", tier)
+    up, down = stacks("nvfp4", 6, 96, 80)
+    chosen, weights = visits(40, 6, 3)
+    x = torch.randn(40, 96, generator=torch.Generator().manual_seed(6))
+    want = experts_reference.packed_experts(x.double(), up, down, chosen, weights, True)
+    got = experts.packed_experts(x, up, down, chosen, weights, "w4a8")
+    # a hidden value on the edge of two whole numbers may fall to either side
+    assert (got.double() - want).norm() / want.norm() < 1e-3
+    part = experts.packed_experts(x[3:4], up, down, chosen[3:4], weights[3:4], "w4a8")
+    assert torch.equal(part, got[3:4])
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5, 16])
@@ -147,7 +178,7 @@ def test_experts_agree_with_the_reference(monkeypatch, tier, format, dtype):
     for T in (1, 3, 40):
         chosen, weights = visits(T, 6, 3)
         x = torch.randn(T, 96, generator=torch.Generator().manual_seed(T)).to(dtype)
-        want = experts_reference.packed_experts(x.double(), up, down, chosen, weights)
+        want = experts_reference.packed_experts(x.double(), up, down, chosen, weights, False)
         got = experts.packed_experts(x, up, down, chosen, weights).double()
         error = (got - want).norm() / want.norm()
         assert error < (1e-5 if dtype == torch.float32 else 1e-2)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fathom.ops import dispatch
 from fathom.ops.experts import cpu, eager, reference
-from fathom.ops.linear.packed import PackedStack
+from fathom.ops.linear import PackedStack, Precision, rounds_rows
 
 OPERATION = dispatch.in_torch("experts", eager, reference)
 """The backends of this operation."""
@@ -65,6 +65,7 @@ def packed_experts(
     down: PackedStack,
     chosen_TK: Int[Tensor, "T K"],
     weights_TK: Float[Tensor, "T K"],
+    precision: Precision = "stored",
 ) -> Float[Tensor, "T D"]:
     """`experts` with packed weights: up holds E matrices [I, D], down E matrices [D, I].
 
@@ -74,7 +75,8 @@ def packed_experts(
         KernelError: shapes that do not belong together.
     """
     backend = PACKED.choose(dispatch.Case.of(x_TD)).module
-    result: Tensor = backend.packed_experts(x_TD, up, down, chosen_TK, weights_TK)
+    int8 = rounds_rows(up.format, precision)
+    result: Tensor = backend.packed_experts(x_TD, up, down, chosen_TK, weights_TK, int8)
     return result
 
 

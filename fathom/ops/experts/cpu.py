@@ -1,7 +1,7 @@
 """Routed experts with packed weights in native code, all visits in one call.
 
 Promise: equal to `reference.py` up to the order of fp32 additions; no token is copied for an
-expert, only experts that are visited are read, and a token's result is the same bits whoever else is
+expert, only visited experts are read, and a token's result is the same bits whoever else is
 there. The hidden layer is rounded to x's type on every tier. The kernels are `ops/native/experts`.
 """
 
@@ -21,7 +21,12 @@ def why_not(case: dispatch.Case) -> str | None:
 
 
 def packed_experts(
-    x_TD: Tensor, up: PackedStack, down: PackedStack, chosen_TK: Tensor, weights_TK: Tensor
+    x_TD: Tensor,
+    up: PackedStack,
+    down: PackedStack,
+    chosen_TK: Tensor,
+    weights_TK: Tensor,
+    int8: bool,
 ) -> Tensor:
     """See `fathom.ops.experts.packed_experts`."""
     (T, D), K = x_TD.shape, chosen_TK.shape[1]
@@ -51,6 +56,7 @@ def packed_experts(
         up.count,
         K,
         TYPES[x_TD.dtype],
+        int8,
     )
     return y_TD
 

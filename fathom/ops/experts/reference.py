@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fathom.ops.linear.packed import PackedStack
+from fathom.ops.linear.reference import rounded_rows
 from fathom.ops.wide import wide
 
 
@@ -43,15 +44,22 @@ def experts(
 
 
 def packed_experts(
-    x_TD: Tensor, up: PackedStack, down: PackedStack, chosen_TK: Tensor, weights_TK: Tensor
+    x_TD: Tensor,
+    up: PackedStack,
+    down: PackedStack,
+    chosen_TK: Tensor,
+    weights_TK: Tensor,
+    int8: bool,
 ) -> Tensor:
     """See `fathom.ops.experts.packed_experts`."""
-    x = wide(x_TD)
+    x = rounded_rows(wide(x_TD)) if int8 else wide(x_TD)
     y = torch.zeros_like(x)
     for expert in chosen_TK.unique().tolist():
         token, place = (chosen_TK == expert).nonzero(as_tuple=True)
         hidden = (x[token] @ up[expert].dense().to(x.dtype).T).relu().square()
-        said = hidden.to(x_TD.dtype).to(x.dtype) @ down[expert].dense().to(x.dtype).T
+        hidden = hidden.to(x_TD.dtype).to(x.dtype)
+        hidden = rounded_rows(hidden) if int8 else hidden
+        said = hidden @ down[expert].dense().to(x.dtype).T
         y = y.index_add(0, token, said * wide(weights_TK[token, place, None]))
     return y.to(x_TD.dtype)
 

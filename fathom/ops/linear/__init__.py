@@ -15,8 +15,9 @@ from fathom.ops.linear import cpu, eager, reference
 from fathom.ops.linear.eager import multiplies_bf16
 from fathom.ops.linear.packed import Format, Packed, PackedStack
 
-Precision = Literal["stored", "bf16"]
-"""`stored`: operands as they are. `bf16`: operands, result and gradient rounded to BF16."""
+Precision = Literal["stored", "bf16", "w4a8"]
+"""`stored`: operands as they are. `bf16`: operands, result and gradient rounded to BF16.
+`w4a8`: rows rounded to int8 (one scale a row) where weights are NVFP4, `stored` elsewhere."""
 
 OPERATION = dispatch.in_torch("linear", eager, reference)
 """The backends of products with plain weights."""
@@ -33,26 +34,35 @@ def linear(
     """x weight', of x's type, accumulated in fp32.
 
     Raises:
-        KernelError: operands of different types.
+        KernelError: operands of different types, or a precision of packed weights.
     """
     if x_TI.dtype != weight_OI.dtype:
         raise KernelError(
             f"linear: x is {x_TI.dtype}, weight is {weight_OI.dtype}; convert the model with "
             f"model.to(dtype), or the input."
         )
+    if precision == "w4a8":
+        raise KernelError("linear: w4a8 needs packed NVFP4 weights; this matrix is plain.")
     backend = OPERATION.choose(dispatch.Case.of(x_TI)).module
     result: Tensor = backend.linear(x_TI, weight_OI, precision)
     return result
 
 
-def packed_linear(x_TI: Float[Tensor, "T I"], weight: Packed) -> Float[Tensor, "T O"]:
+def rounds_rows(format: Format, precision: Precision) -> bool:
+    """Whether a product of this precision rounds its rows to int8 with weights of this format."""
+    return precision == "w4a8" and format == "nvfp4"
+
+
+def packed_linear(
+    x_TI: Float[Tensor, "T I"], weight: Packed, precision: Precision = "stored"
+) -> Float[Tensor, "T O"]:
     """x weight' of x's type (fp32 or bf16), accumulated in fp32; nothing can be trained by it.
 
     Raises:
         KernelError: x has another width than the matrix, or another type.
     """
     backend = PACKED.choose(dispatch.Case.of(x_TI)).module
-    result: Tensor = backend.packed_linear(x_TI, weight)
+    result: Tensor = backend.packed_linear(x_TI, weight, rounds_rows(weight.format, precision))
     return result
 
 
@@ -66,4 +76,5 @@ __all__ = [
     "linear",
     "multiplies_bf16",
     "packed_linear",
+    "rounds_rows",
 ]

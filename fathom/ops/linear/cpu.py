@@ -20,7 +20,7 @@ def why_not(case: dispatch.Case) -> str | None:
     return native.why_not(case)
 
 
-def packed_linear(x_TI: Tensor, weight: Packed) -> Tensor:
+def packed_linear(x_TI: Tensor, weight: Packed, int8: bool) -> Tensor:
     """See `fathom.ops.linear.packed_linear`."""
     T = x_TI.shape[0]
     x, stride = rows("packed_linear: x", x_TI, (T, weight.columns), *FLOATS)
@@ -38,6 +38,7 @@ def packed_linear(x_TI: Tensor, weight: Packed) -> Tensor:
         weight.columns,
         weight.rows,
         TYPES[x_TI.dtype],
+        int8,
     )
     return y_TO
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fathom.ops.linear.packed import PANEL, Packed
+from fathom.ops.linear.reference import rounded_rows
 
 BLOCK = 1 << 22
 """Weights widened at a time where nothing keeps them: 16 MB, so that a large head needs no copy."""
@@ -85,11 +86,11 @@ def linear(x_TI: Tensor, weight_OI: Tensor, precision: str) -> Tensor:
     return _Stored.apply(x_TI, weight_OI)  # type: ignore[no-any-return]
 
 
-def packed_linear(x_TI: Tensor, weight: Packed) -> Tensor:
+def packed_linear(x_TI: Tensor, weight: Packed, int8: bool) -> Tensor:
     """See `fathom.ops.linear.packed_linear`; widens a block of rows at a time."""
     rows = max(PANEL, BLOCK // weight.columns // PANEL * PANEL)
     with torch.no_grad():
-        wide = x_TI.float()
+        wide = rounded_rows(x_TI.float()) if int8 else x_TI.float()
         parts = [
             wide @ weight.dense(first, min(rows, weight.rows - first)).T
             for first in range(0, weight.rows, rows)

@@ -38,14 +38,23 @@ def linear(x_TI: Tensor, weight_OI: Tensor, precision: str) -> Tensor:
     return y.to(x_TI.dtype)
 
 
-def packed_linear(x_TI: Tensor, weight: Packed) -> Tensor:
+def rounded_rows(x_TI: Tensor) -> Tensor:
+    """Rows rounded to whole multiples of max |x| / 127, ties to even: what int8 keeps of them."""
+    most = x_TI.abs().amax(-1, keepdim=True).float()
+    inverse = torch.where(most > 0, 127.0 / most, 0.0)
+    whole = (x_TI.float() * inverse).round()
+    return whole.to(x_TI.dtype) * (most / 127.0).to(x_TI.dtype)
+
+
+def packed_linear(x_TI: Tensor, weight: Packed, int8: bool) -> Tensor:
     """See `fathom.ops.linear.packed_linear`."""
     if x_TI.shape[1] != weight.columns:
         raise KernelError(
             f"packed_linear: x must have {weight.columns} columns; got {list(x_TI.shape)}."
         )
     with torch.no_grad():
-        return (wide(x_TI) @ weight.dense().to(wide(x_TI).dtype).T).to(x_TI.dtype)
+        x = rounded_rows(wide(x_TI)) if int8 else wide(x_TI)
+        return (x @ weight.dense().to(x.dtype).T).to(x_TI.dtype)
 
 
-__all__ = ["linear", "packed_linear"]
+__all__ = ["linear", "packed_linear", "rounded_rows"]

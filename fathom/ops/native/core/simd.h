@@ -149,6 +149,12 @@ inline vf load_upto(const T* p, int64_t n) {
   return n >= W ? load(p) : load_some(p, int(n));
 }
 
+// As load_upto, where n may be zero or less: then nothing is read.
+template <class T>
+inline vf load_upto_zero(const T* p, int64_t n) {
+  return n >= W ? load(p) : load_some(p, n > 0 ? int(n) : 0);
+}
+
 template <class T>
 inline void store_upto(T* p, vf v, int64_t n) {
   if (n >= W)

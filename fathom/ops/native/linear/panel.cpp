@@ -28,23 +28,30 @@ static inline void tile(const S& s, int64_t blocks, const void* const* rows, int
   const X* x[R];
   for (int r = 0; r < R; r++) x[r] = static_cast<const X*>(rows[r]);
   for (int64_t b = 0; b < blocks; b++) {
-    vf block[R][GROUP] = {};
-    auto& into = S::SCALED ? block : sum;
+    typename A::Sum block[R][GROUP];
+    if constexpr (S::SCALED)
+      for (int r = 0; r < R; r++)
+        for (int g = 0; g < GROUP; g++) block[r][g] = A::start(x[r], blocks, b);
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
       typename S::Lanes lanes[GROUP];
 #pragma GCC unroll 2
       for (int g = 0; g < GROUP; g++) lanes[g] = s.lanes(b, half, g0 + g);
 #pragma GCC unroll 4
-      for (int p = 0; p < 4; p++) {
-        typename A::Pair w[GROUP];
+      for (int p = 0; p < A::STEPS; p++) {
+        typename A::Part w[GROUP];
 #pragma GCC unroll 2
-        for (int g = 0; g < GROUP; g++) w[g] = S::pair(lanes[g], p);
+        for (int g = 0; g < GROUP; g++) w[g] = S::part(lanes[g], p);
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
-          auto v = A::spread(x[r] + b * BLOCK + half * 8 + 2 * p);
+          auto v = A::spread(x[r] + b * BLOCK + half * 8 + p * (8 / A::STEPS));
 #pragma GCC unroll 2
-          for (int g = 0; g < GROUP; g++) into[r][g] = A::add(into[r][g], w[g], v);
+          for (int g = 0; g < GROUP; g++) {
+            if constexpr (S::SCALED)
+              block[r][g] = A::add(block[r][g], w[g], v);
+            else
+              sum[r][g] = A::add(sum[r][g], w[g], v);
+          }
         }
       }
     }
@@ -53,10 +60,12 @@ static inline void tile(const S& s, int64_t blocks, const void* const* rows, int
       for (int g = 0; g < GROUP; g++) {
         vf scale = s.scale(b, g0 + g);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; r++) sum[r][g] = fma(block[r][g], scale, sum[r][g]);
+        for (int r = 0; r < R; r++) sum[r][g] = fma(A::real(block[r][g]), scale, sum[r][g]);
       }
     }
   }
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < GROUP; g++) sum[r][g] = A::finish(sum[r][g], x[r], blocks);
 }
 
 template <class S, int R>
@@ -88,27 +97,31 @@ static void all_rows(const S& s, int64_t blocks, const void* const* x, int64_t T
 struct Decoded {};
 struct DecodedScales {};
 
-inline void store_pair(float* p, const Two& w) {
+inline void store_part(float* p, const Two& w) {
   store(p, w.even);
   store(p + PANEL, w.odd);
 }
 
 #if defined(__AVX512BF16__)
-inline void store_pair(bf16* p, __m512i w) { std::memcpy(p, &w, sizeof w); }
+inline void store_part(bf16* p, __m512i w) { std::memcpy(p, &w, sizeof w); }
 #endif
 
-// A panel widened once, for more rows than one tile has. [blocks][16 k][32 o] fp32 or [blocks][8][32 o][2] bf16.
+inline void store_part(int8_t* p, vi w) { std::memcpy(p, &w, sizeof w); }
+
+// A panel widened once, for more rows than one tile has: [blocks][16 k][32 o] fp32, [blocks][8][32 o][2] bf16 or
+// [blocks][4][32 o][4] bytes.
 template <class S>
 static typename S::Arithmetic::X* decode(const S& s, int64_t blocks) {
-  using X = typename S::Arithmetic::X;
+  using A = typename S::Arithmetic;
+  using X = typename A::X;
   X* panel = Scratch<Decoded>::of<X>(blocks * BLOCK * PANEL);
-  constexpr int64_t LANE = sizeof(X) == 4 ? W : 2 * W;
+  constexpr int64_t LANE = W * 4 / int64_t(sizeof(X)), STEP = 8 / A::STEPS;
   for (int64_t b = 0; b < blocks; b++)
     for (int half = 0; half < 2; half++)
       for (int g = 0; g < VECTORS; g++) {
         auto lanes = s.lanes(b, half, g);
-        for (int p = 0; p < 4; p++)
-          store_pair(panel + (b * BLOCK + half * 8 + 2 * p) * PANEL + g * LANE, S::pair(lanes, p));
+        for (int p = 0; p < A::STEPS; p++)
+          store_part(panel + (b * BLOCK + half * 8 + STEP * p) * PANEL + g * LANE, S::part(lanes, p));
       }
   return panel;
 }
@@ -121,72 +134,39 @@ static float* decode_scales(const S& s, int64_t blocks) {
   return scales;
 }
 
-void panel_product(const Weights& w, int64_t panel, bool pairs, const void* const* x, int64_t T, Emit emit) {
+// Scaled codes: widened as they are read for one tile of rows, once before for more.
+template <class D, class S>
+static void scaled_rows(const S& source, int64_t blocks, const void* const* x, int64_t T, Emit emit) {
+  if (T <= SCALED) return all_rows(source, blocks, x, T, emit);
+  all_rows(D{decode(source, blocks), decode_scales(source, blocks)}, blocks, x, T, emit);
+}
+
+template <class D, class S>
+static void plain_rows(const S& source, int64_t blocks, const void* const* x, int64_t T, Emit emit) {
+  if (T <= PLAIN) return all_rows(source, blocks, x, T, emit);
+  all_rows(D{decode(source, blocks)}, blocks, x, T, emit);
+}
+
+void panel_product(const Weights& w, int64_t panel, Arithmetic arithmetic, const void* const* x, int64_t T, Emit emit) {
   int64_t blocks = blocks_of(w.columns);
   const uint8_t* data = w.data + panel * panel_bytes(w.format, w.columns);
   const uint32_t* codes = reinterpret_cast<const uint32_t*>(data);
   const uint8_t* scales = data + blocks * block_bytes(Format::nvfp4);
   const bf16* halves = reinterpret_cast<const bf16*>(data);
+  if (arithmetic == Arithmetic::quads) return scaled_rows<QuadsDecoded>(QuadsNvfp4{codes, scales}, blocks, x, T, emit);
 #if defined(__AVX512BF16__)
-  if (pairs) {
+  if (arithmetic == Arithmetic::pairs) {
     if (w.format == Format::bf16) return all_rows(PairsBf16{halves}, blocks, x, T, emit);
-    if (w.format == Format::fp8) {
-      PairsFp8 source{data};
-      return T > PLAIN ? all_rows(PairsBf16{decode(source, blocks)}, blocks, x, T, emit) : all_rows(source, blocks, x, T, emit);
-    }
-    PairsNvfp4 source{codes, scales};
-    if (T <= SCALED) return all_rows(source, blocks, x, T, emit);
-    return all_rows(PairsDecoded{decode(source, blocks), decode_scales(source, blocks)}, blocks, x, T, emit);
+    if (w.format == Format::fp8) return plain_rows<PairsBf16>(PairsFp8{data}, blocks, x, T, emit);
+    return scaled_rows<PairsDecoded>(PairsNvfp4{codes, scales}, blocks, x, T, emit);
   }
 #endif
-  (void)pairs;
   switch (w.format) {
     case Format::fp32: return all_rows(WideFp32{reinterpret_cast<const float*>(data)}, blocks, x, T, emit);
     case Format::bf16: return all_rows(WideBf16{halves}, blocks, x, T, emit);
-    case Format::fp8: {
-      WideFp8 source{data};
-      return T > PLAIN ? all_rows(WideFp32{decode(source, blocks)}, blocks, x, T, emit) : all_rows(source, blocks, x, T, emit);
-    }
-    default: {
-      WideNvfp4 source{codes, scales};
-      if (T <= SCALED) return all_rows(source, blocks, x, T, emit);
-      return all_rows(WideDecoded{decode(source, blocks), decode_scales(source, blocks)}, blocks, x, T, emit);
-    }
+    case Format::fp8: return plain_rows<WideFp32>(WideFp8{data}, blocks, x, T, emit);
+    default: return scaled_rows<WideDecoded>(WideNvfp4{codes, scales}, blocks, x, T, emit);
   }
-}
-
-struct StagedRows {};
-struct StagedPointers {};
-
-template <class X, class T>
-static void stage(const T* from, X* to, int64_t I, int64_t padded) {
-  for (int64_t i = 0; i < I; i += W) store_upto(to + i, load_upto(from + i, I - i), I - i);
-  for (int64_t i = I; i < padded; i++) to[i] = narrow<X>(0.0f);
-}
-
-Rows::Rows(Format format, Address x, int64_t stride, int type, int64_t T, int64_t I) : pairs_(in_pairs(format, type)) {
-  pointers_ = Scratch<StagedPointers>::of<const void*>(T);
-  int64_t padded = blocks_of(I) * BLOCK;
-  bool narrow_type = Type(type) == Type::bf16;
-  if (padded == I && narrow_type == pairs_) {
-    int64_t bytes = stride * (pairs_ ? 2 : 4);
-    for (int64_t t = 0; t < T; t++) pointers_[t] = at<const uint8_t>(x) + t * bytes;
-    return;
-  }
-  int64_t bytes = padded * (pairs_ ? 2 : 4);
-  uint8_t* staged = Scratch<StagedRows>::of<uint8_t>(T * bytes);
-  share(T, 0.1 * double(I), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; t++) {
-      uint8_t* to = staged + t * bytes;
-      pointers_[t] = to;
-      if (pairs_)
-        stage(at<bf16>(x) + t * stride, reinterpret_cast<bf16*>(to), I, padded);
-      else if (narrow_type)
-        stage(at<bf16>(x) + t * stride, reinterpret_cast<float*>(to), I, padded);
-      else
-        stage(at<float>(x) + t * stride, reinterpret_cast<float*>(to), I, padded);
-    }
-  });
 }
 
 }  // namespace FATHOM_TIER

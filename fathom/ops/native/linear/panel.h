@@ -16,14 +16,17 @@ struct Weights {
   float scale;
 };
 
-// Whether rows of this type are multiplied as bf16 pairs with weights of this format here; else as fp32.
-inline bool in_pairs(Format format, int type) {
+// What multiplies: fp32, pairs of bf16, or four int8 at a time (NVFP4 weights alone).
+enum class Arithmetic : int { wide, pairs, quads };
+
+// The arithmetic of rows of `type` with weights of `format` on this tier; `int8` asks for int8 where weights are NVFP4.
+inline Arithmetic arithmetic_of(Format format, int type, bool int8) {
+  if (int8 && format == Format::nvfp4) return Arithmetic::quads;
 #if defined(__AVX512BF16__)
-  return format != Format::fp32 && Type(type) == Type::bf16;
-#else
-  (void)format, (void)type;
-  return false;
+  if (format != Format::fp32 && Type(type) == Type::bf16) return Arithmetic::pairs;
 #endif
+  (void)type;
+  return Arithmetic::wide;
 }
 
 // A function that is borrowed: emit(first row, rows, sums [rows][32]) before the scale.
@@ -41,21 +44,23 @@ class Emit {
   void (*call_)(const void*, int64_t, int, const float*);
 };
 
-// x [T] pointers to rows of `columns` values (bf16 if `pairs`, else fp32), zero up to a multiple of 16, times one panel.
-// A row's sums are the same bits whatever the other rows are.
-void panel_product(const Weights& w, int64_t panel, bool pairs, const void* const* x, int64_t T, Emit emit);
+// x [T] pointers to rows as `stage_row` makes them for the arithmetic, times one panel. A row's sums are the same bits whatever
+// the other rows are.
+void panel_product(const Weights& w, int64_t panel, Arithmetic arithmetic, const void* const* x, int64_t T, Emit emit);
 
-// Rows in the type that products take, zeros behind them: in place where they are so already.
+// Bytes of one row made ready, and a row of I values made so.
+int64_t row_bytes(Arithmetic arithmetic, int64_t columns);
+void stage_row(Arithmetic arithmetic, const void* from, int type, void* to, int64_t I);
+
+// Rows made ready for products: in place where they are so already.
 class Rows {
  public:
-  // x [T, I] of `type`, rows `stride` values apart, for products with weights of `format`
-  Rows(Format format, Address x, int64_t stride, int type, int64_t T, int64_t I);
+  // x [T, I] of `type`, rows `stride` values apart
+  Rows(Arithmetic arithmetic, Address x, int64_t stride, int type, int64_t T, int64_t I);
   const void* const* pointers() const { return pointers_; }
-  bool pairs() const { return pairs_; }
 
  private:
   const void** pointers_;
-  bool pairs_;
 };
 
 // sums times the scale -> y [.., O] of T, row by row; the panel's first output is `o`

@@ -1,8 +1,9 @@
 // Where a product's weights come from: panels of each format, as vectors of one output a lane.
 //
-// A source serves an arithmetic. `Wide` multiplies fp32 (every tier); `Pairs` multiplies bf16 pairs (tiers
-// with BF16 instructions). `SCALED` sources have a scale for every block and output, by which a block's sum
-// is multiplied before it is added. `lanes(b, half, g)` prepares 8 columns of W outputs, `pair(l, p)` gives two of them.
+// A source serves an arithmetic: `Wide` multiplies fp32 (every tier), `Pairs` bf16 pairs (tiers with BF16
+// instructions), `Quads` four int8 at a time. `SCALED` sources have a scale for every block and output, by which a
+// block's sum is multiplied before it is added. `lanes(b, half, g)` prepares 8 columns of W outputs; `part(l, p)` gives
+// those of step p, of which 8 columns have A::STEPS.
 #pragma once
 
 #include "linear/format.h"
@@ -12,7 +13,12 @@ namespace FATHOM_TIER {
 // Arithmetic in fp32.
 struct Wide {
   using X = float;
-  using Pair = Two;
+  using Part = Two;
+  using Sum = vf;
+  static constexpr int STEPS = 4;
+  static inline vf start(const float*, int64_t, int64_t) { return vf{}; }
+  static inline vf real(vf sum) { return sum; }
+  static inline vf finish(vf sum, const float*, int64_t) { return sum; }
   static inline Two spread(const float* x) { return {splat(x[0]), splat(x[1])}; }
   static inline vf add(vf sum, const Two& w, const Two& x) { return fma(w.odd, x.odd, fma(w.even, x.even, sum)); }
 };
@@ -33,7 +39,7 @@ struct WideFp32 {
     const float* p;
   };
   inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * BLOCK + half * 8) * PANEL + g * W}; }
-  static inline Two pair(const Lanes& l, int p) { return {load(l.p + 2 * p * PANEL), load(l.p + (2 * p + 1) * PANEL)}; }
+  static inline Two part(const Lanes& l, int p) { return {load(l.p + 2 * p * PANEL), load(l.p + (2 * p + 1) * PANEL)}; }
   inline vf scale(int64_t, int) const { return vf{}; }
 };
 
@@ -45,7 +51,7 @@ struct WideBf16 {
     const bf16* p;
   };
   inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
-  static inline Two pair(const Lanes& l, int p) { return widen_pairs(load_lanes(l.p + 2 * p * PANEL)); }
+  static inline Two part(const Lanes& l, int p) { return widen_pairs(load_lanes(l.p + 2 * p * PANEL)); }
   inline vf scale(int64_t, int) const { return vf{}; }
 };
 
@@ -57,7 +63,7 @@ struct WideFp8 {
     const uint8_t* p;
   };
   inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
-  static inline Two pair(const Lanes& l, int p) { return widen_e4m3_pairs(l.p + 2 * p * PANEL); }
+  static inline Two part(const Lanes& l, int p) { return widen_e4m3_pairs(l.p + 2 * p * PANEL); }
   inline vf scale(int64_t, int) const { return vf{}; }
 };
 
@@ -84,7 +90,7 @@ struct WideNvfp4 {
     vu v;
   };
   inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
-  static inline Two pair(const Lanes& l, int p) { return {e2m1_of(l.v >> (4 * p)), e2m1_of(l.v >> (16 + 4 * p))}; }
+  static inline Two part(const Lanes& l, int p) { return {e2m1_of(l.v >> (4 * p)), e2m1_of(l.v >> (16 + 4 * p))}; }
   inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
 };
 
@@ -96,7 +102,7 @@ struct WideDecoded {
   const float* scales;
   using Lanes = WideFp32::Lanes;
   inline Lanes lanes(int64_t b, int half, int g) const { return WideFp32{panel}.lanes(b, half, g); }
-  static inline Two pair(const Lanes& l, int p) { return WideFp32::pair(l, p); }
+  static inline Two part(const Lanes& l, int p) { return WideFp32::part(l, p); }
   inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
 };
 
@@ -104,7 +110,12 @@ struct WideDecoded {
 // Arithmetic by BF16 instructions: two products a lane, sums in fp32.
 struct Pairs {
   using X = bf16;
-  using Pair = __m512i;
+  using Part = __m512i;
+  using Sum = vf;
+  static constexpr int STEPS = 4;
+  static inline vf start(const bf16*, int64_t, int64_t) { return vf{}; }
+  static inline vf real(vf sum) { return sum; }
+  static inline vf finish(vf sum, const bf16*, int64_t) { return sum; }
   static inline __m512i spread(const bf16* x) {
     int32_t both;
     std::memcpy(&both, x, 4);
@@ -119,7 +130,7 @@ struct PairsBf16 {
   const bf16* panel;
   using Lanes = WideBf16::Lanes;
   inline Lanes lanes(int64_t b, int half, int g) const { return WideBf16{panel}.lanes(b, half, g); }
-  static inline __m512i pair(const Lanes& l, int p) { return __m512i(load_lanes(l.p + 2 * p * PANEL)); }
+  static inline __m512i part(const Lanes& l, int p) { return __m512i(load_lanes(l.p + 2 * p * PANEL)); }
   inline vf scale(int64_t, int) const { return vf{}; }
 };
 
@@ -144,7 +155,7 @@ struct PairsFp8 {
   const uint8_t* panel;
   using Lanes = WideFp8::Lanes;
   inline Lanes lanes(int64_t b, int half, int g) const { return WideFp8{panel}.lanes(b, half, g); }
-  static inline __m512i pair(const Lanes& l, int p) { return bf16_of_e4m3(l.p + 2 * p * PANEL); }
+  static inline __m512i part(const Lanes& l, int p) { return bf16_of_e4m3(l.p + 2 * p * PANEL); }
   inline vf scale(int64_t, int) const { return vf{}; }
 };
 
@@ -159,7 +170,7 @@ struct PairsNvfp4 {
   const uint8_t* scales;
   using Lanes = WideNvfp4::Lanes;
   inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
-  static inline __m512i pair(const Lanes& l, int p) {
+  static inline __m512i part(const Lanes& l, int p) {
     return _mm512_permutexvar_epi16(_mm512_srli_epi16(__m512i(l.v), 4 * p), _mm512_load_si512(E2M1_BF16));
   }
   inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
@@ -172,9 +183,87 @@ struct PairsDecoded {
   const float* scales;
   using Lanes = WideBf16::Lanes;
   inline Lanes lanes(int64_t b, int half, int g) const { return WideBf16{panel}.lanes(b, half, g); }
-  static inline __m512i pair(const Lanes& l, int p) { return PairsBf16::pair(l, p); }
+  static inline __m512i part(const Lanes& l, int p) { return PairsBf16::part(l, p); }
   inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
 };
 #endif
+
+// Arithmetic in int8: weights as twice their e2m1 value plus 12 (0 to 24), rows as whole numbers from -127 to 127 in
+// the order of the nibbles. A row of `blocks` blocks is [16 blocks] int8, then for each block -12 times its sum (int32), then its
+// scale (float), by which the result is multiplied; half of it makes up for the doubled weights.
+struct Quads {
+  using X = int8_t;
+  using Part = vi;
+  using Sum = vi;
+  static constexpr int STEPS = 2;
+  static inline const int32_t* corrections(const int8_t* x, int64_t blocks) {
+    return reinterpret_cast<const int32_t*>(x + blocks * BLOCK);
+  }
+  static inline vi start(const int8_t* x, int64_t blocks, int64_t b) { return corrections(x, blocks)[b] - vi{}; }
+  static inline vf real(vi sum) { return __builtin_convertvector(sum, vf); }
+  static inline vf finish(vf sum, const int8_t* x, int64_t blocks) {
+    float scale;
+    std::memcpy(&scale, corrections(x, blocks) + blocks, 4);
+    return sum * splat(scale);
+  }
+  static inline vi spread(const int8_t* x) {
+    int32_t four;
+    std::memcpy(&four, x, 4);
+    return four - vi{};
+  }
+  static inline vi add(vi sum, vi w, vi x) {
+#if defined(__AVX512VNNI__)
+    return vi(_mm512_dpbusd_epi32(__m512i(sum), __m512i(w), __m512i(x)));
+#elif defined(__AVX2__)
+    __m256i pairs = _mm256_maddubs_epi16(__m256i(w), __m256i(x));
+    return sum + vi(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#else
+    for (int i = 0; i < 4; i++) sum += ((w >> (8 * i)) & 255) * ((x << (24 - 8 * i)) >> 24);
+    return sum;
+#endif
+  }
+};
+
+inline vi doubled_e2m1(vi nibbles) {
+  alignas(16) static constexpr uint8_t TABLE[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+#if defined(__AVX512F__)
+  __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(TABLE)));
+  return vi(_mm512_shuffle_epi8(table, __m512i(nibbles)));
+#elif defined(__AVX2__)
+  __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(TABLE)));
+  return vi(_mm256_shuffle_epi8(table, __m256i(nibbles)));
+#else
+  uint8_t bytes[4 * W];
+  std::memcpy(bytes, &nibbles, sizeof bytes);
+  for (uint8_t& byte : bytes) byte = TABLE[byte & 15];
+  std::memcpy(&nibbles, bytes, sizeof bytes);
+  return nibbles;
+#endif
+}
+
+struct QuadsNvfp4 {
+  static constexpr bool SCALED = true;
+  using Arithmetic = Quads;
+  const uint32_t* panel;
+  const uint8_t* scales;
+  using Lanes = WideNvfp4::Lanes;
+  inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
+  static inline vi part(const Lanes& l, int p) { return doubled_e2m1(vi((l.v >> (4 * p)) & 0x0f0f0f0fu)); }
+  inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
+};
+
+// A panel whose codes were doubled before: [blocks][4 quads][32 o][4] bytes.
+struct QuadsDecoded {
+  static constexpr bool SCALED = true;
+  using Arithmetic = Quads;
+  const int8_t* panel;
+  const float* scales;
+  struct Lanes {
+    const int8_t* p;
+  };
+  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + ((b * 4 + half * 2) * PANEL + g * W) * 4}; }
+  static inline vi part(const Lanes& l, int p) { return vi(load_lanes(l.p + p * PANEL * 4)); }
+  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
+};
 
 }  // namespace FATHOM_TIER
