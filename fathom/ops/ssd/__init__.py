@@ -12,9 +12,7 @@ from fathom.ops import dispatch
 from fathom.ops.layout import Layout
 from fathom.ops.ssd import cpu, eager, reference
 
-OPERATION = dispatch.in_torch(
-    "ssd", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
-)
+OPERATION = dispatch.in_torch("ssd", eager, reference, dispatch.Backend("native", cpu, cpu.why_not))
 """The backends of this operation."""
 
 
@@ -97,8 +95,8 @@ def replay(
 ) -> None:
     """Move each sequence's state on by the first `counts_S[s]` of R kept inputs, in place.
 
-    Equal to that many calls of `step` for that sequence, to the bit; no gradients. With a state kept
-    before a draft and the draft's inputs, whatever of it is rejected is as if it had never been.
+    Equal to that many calls of `step` for that sequence, to the bit; no gradients. With a state
+    kept before a draft and the draft's inputs, what is rejected is as if it had never been.
 
     Args:
         state_SHPN: fp32 states, changed in place.
@@ -112,10 +110,8 @@ def replay(
     backend.replay(state_SHPN, x_SRHP, dt_SRH, A_H, B_SRGN, counts_S)
 
 
-def step_sizes(
-    dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]
-) -> Float[Tensor, "T H"]:
-    """softplus(dt + bias) in fp32 whatever the types are: the scan's step sizes, without a clamp."""
+def step_sizes(dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]) -> Float[Tensor, "T H"]:
+    """softplus(dt + bias) in fp32 whatever the types are: the scan's step sizes; no clamp."""
     backend = OPERATION.choose(dispatch.Case.of(dt_TH)).module
     steps_TH: Tensor = backend.step_sizes(dt_TH, bias_H)
     return steps_TH

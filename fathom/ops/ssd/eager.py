@@ -17,6 +17,7 @@ from fathom.ops.layout import Layout
 from fathom.ops.ssd.chunks import Chunks, chunks, tile, to_grid, to_stream
 from fathom.ops.ssd.reference import replay, step, step_
 
+
 def _pairs(cum_KHQ: Tensor) -> Tensor:
     """Decay [K, H, Q, Q] from token j to token i of a chunk; zero where j is later than i."""
     width = cum_KHQ.shape[-1]
