@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fathom.config.model import MambaConfig
 from fathom.model.memory import MambaMemory
@@ -75,7 +74,7 @@ class Mamba(nn.Module):
         B = B.unflatten(-1, (config.groups, config.state))
         C = C.unflatten(-1, (config.groups, config.state))
         # steps and decays are fp32 in every precision; there is no clamp on dt
-        dt = F.softplus(dt.float() + self.dt_bias.float())
+        dt = ssd.step_sizes(dt, self.dt_bias)
         A = -self.A_log.float().exp()
         if memory is not None and layout.tokens == layout.sequences:
             y, state = ssd.step(x, dt, A, B, C, self.D, memory.state_SHPN)

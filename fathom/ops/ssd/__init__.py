@@ -1,17 +1,18 @@
 """The state-space scan of Mamba-2: whole sequences at once (`scan`) or one token each (`step`).
 
-Promise: `scan` over a sequence equals calling `step` for each of its tokens, up to rounding. The
-projections, the convolution and the gate around it are `model/mamba.py`.
+Promise: `scan` over a sequence equals calling `step` for each of its tokens, up to rounding;
+`step_` and `replay` change the states they are given and nothing else. The projections, the
+convolution and the gate around it are `model/mamba.py`.
 """
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fathom.ops import dispatch
 from fathom.ops.layout import Layout
-from fathom.ops.ssd import eager, reference
+from fathom.ops.ssd import cpu, eager, reference
 
-OPERATION = dispatch.in_torch("ssd", eager, reference)
+OPERATION = dispatch.in_torch("ssd", eager, reference, dispatch.Backend("native", cpu, cpu.why_not))
 """The backends of this operation."""
 
 
@@ -69,4 +70,51 @@ def step(
     return result
 
 
-__all__ = ["OPERATION", "scan", "step"]
+def step_(
+    x_SHP: Float[Tensor, "S H P"],
+    dt_SH: Float[Tensor, "S H"],
+    A_H: Float[Tensor, " H"],
+    B_SGN: Float[Tensor, "S G N"],
+    C_SGN: Float[Tensor, "S G N"],
+    D_H: Float[Tensor, " H"],
+    state_SHPN: Float[Tensor, "S H P N"],
+) -> Float[Tensor, "S H P"]:
+    """`step`, with the new states written over the given ones. Returns y alone."""
+    backend = OPERATION.choose(dispatch.Case.of(x_SHP)).module
+    y_SHP: Tensor = backend.step_(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
+    return y_SHP
+
+
+def replay(
+    state_SHPN: Float[Tensor, "S H P N"],
+    x_SRHP: Float[Tensor, "S R H P"],
+    dt_SRH: Float[Tensor, "S R H"],
+    A_H: Float[Tensor, " H"],
+    B_SRGN: Float[Tensor, "S R G N"],
+    counts_S: Int[Tensor, " S"],
+) -> None:
+    """Move each sequence's state on by the first `counts_S[s]` of R kept inputs, in place.
+
+    Equal to that many calls of `step` for that sequence, to the bit; no gradients. With a state
+    kept before a draft and the draft's inputs, what is rejected is as if it had never been.
+
+    Args:
+        state_SHPN: fp32 states, changed in place.
+        x_SRHP: inputs, the oldest first.
+        dt_SRH: their step sizes, fp32.
+        A_H: negative decay rates.
+        B_SRGN: what each wrote.
+        counts_S: int32 or int64, from 0 to R; more counts as R. Entries past it are not read.
+    """
+    backend = OPERATION.choose(dispatch.Case.of(x_SRHP)).module
+    backend.replay(state_SHPN, x_SRHP, dt_SRH, A_H, B_SRGN, counts_S)
+
+
+def step_sizes(dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]) -> Float[Tensor, "T H"]:
+    """softplus(dt + bias) in fp32 whatever the types are: the scan's step sizes; no clamp."""
+    backend = OPERATION.choose(dispatch.Case.of(dt_TH)).module
+    steps_TH: Tensor = backend.step_sizes(dt_TH, bias_H)
+    return steps_TH
+
+
+__all__ = ["OPERATION", "replay", "scan", "step", "step_", "step_sizes"]

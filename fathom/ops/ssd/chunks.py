@@ -13,6 +13,9 @@ from torch import Tensor
 from fathom.ops.layout import Layout
 from fathom.ops.rows import pick, place
 
+WIDEST = 64
+"""Tokens of one tile: past this the pairs inside a chunk cost more than the states between."""
+
 
 @dataclass(frozen=True)
 class Chunks:
@@ -45,28 +48,25 @@ class Chunks:
 @torch.inference_mode(False)
 def chunks(layout: Layout, width: int) -> Chunks:
     """Cut a layout into chunks of `width` tokens."""
-    pieces = [
-        _pieces(*sequence, width)
-        for sequence in zip(layout.starts, layout.lengths, layout.past, strict=True)
-    ]
-    deepest = max(len(own) for own in pieces)
-    order = sorted(range(len(pieces)), key=lambda s: -len(pieces[s]))
-    by_rank = [[s for s in order if len(pieces[s]) > rank] for rank in range(deepest)]
+    cut = pieces(layout, width)
+    deepest = max(len(own) for own in cut)
+    order = sorted(range(len(cut)), key=lambda s: -len(cut[s]))
+    by_rank = [[s for s in order if len(cut[s]) > rank] for rank in range(deepest)]
     even = len(set(layout.lengths)) == 1 and deepest * width == layout.lengths[0]
     if even:
-        rows = [piece for own in pieces for piece in own]
+        rows = [piece for own in cut for piece in own]
         ranks = [slice(rank, None, deepest) for rank in range(deepest)]
         before = ranks[:-1]
-        last = [deepest * (s + 1) - 1 for s in range(len(pieces))]
+        last = [deepest * (s + 1) - 1 for s in range(len(cut))]
     else:
-        rows = [pieces[s][rank] for rank, members in enumerate(by_rank) for s in members]
+        rows = [cut[s][rank] for rank, members in enumerate(by_rank) for s in members]
         sizes = [len(members) for members in by_rank]
         starts = [sum(sizes[:rank]) for rank in range(deepest)]
         ranks = [slice(start, start + size) for start, size in zip(starts, sizes, strict=True)]
         before = [
             slice(start, start + size) for start, size in zip(starts[:-1], sizes[1:], strict=True)
         ]
-        last = [starts[len(own) - 1] + order.index(s) for s, own in enumerate(pieces)]
+        last = [starts[len(own) - 1] + order.index(s) for s, own in enumerate(cut)]
     cells = [torch.arange(k * width, k * width + tokens) for k, (_, tokens) in enumerate(rows)]
     tokens = [torch.arange(first, first + tokens) for first, tokens in rows]
     cell_T = torch.empty(layout.tokens, dtype=torch.int64)
@@ -81,6 +81,19 @@ def chunks(layout: Layout, width: int) -> Chunks:
         ranks=tuple(ranks),
         before=tuple(before),
     )
+
+
+def pieces(layout: Layout, width: int) -> list[list[tuple[int, int]]]:
+    """(first token, tokens) of each chunk of each sequence, for chunks of `width` tokens."""
+    return [
+        _pieces(*sequence, width)
+        for sequence in zip(layout.starts, layout.lengths, layout.past, strict=True)
+    ]
+
+
+def tile(chunk: int) -> int:
+    """The largest divisor of the chunk that is at most `WIDEST`: boundaries stay where they are."""
+    return next(width for width in range(min(chunk, WIDEST), 0, -1) if chunk % width == 0)
 
 
 def _pieces(start: int, length: int, past: int, width: int) -> list[tuple[int, int]]:
@@ -106,4 +119,4 @@ def to_stream(x_KQ: Tensor, cut: Chunks) -> Tensor:
     return flat if cut.dense else pick(flat, cut.cell_T.to(flat.device))
 
 
-__all__ = ["Chunks", "chunks", "to_grid", "to_stream"]
+__all__ = ["WIDEST", "Chunks", "chunks", "pieces", "tile", "to_grid", "to_stream"]

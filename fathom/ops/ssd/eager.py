@@ -11,18 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from fathom.ops.layout import Layout
-from fathom.ops.ssd.chunks import Chunks, chunks, to_grid, to_stream
-from fathom.ops.ssd.reference import step
-
-WIDEST = 64
-"""Tokens of one tile: past this the pairs inside a chunk cost more than the states between."""
-
-
-def _tile(chunk: int) -> int:
-    """The largest divisor of the chunk that is at most `WIDEST`: boundaries stay where they are."""
-    return next(width for width in range(min(chunk, WIDEST), 0, -1) if chunk % width == 0)
+from fathom.ops.ssd.chunks import Chunks, chunks, tile, to_grid, to_stream
+from fathom.ops.ssd.reference import replay, step, step_
 
 
 def _pairs(cum_KHQ: Tensor) -> Tensor:
@@ -181,7 +174,7 @@ def scan(
     state_SHPN: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run every sequence through the recurrence; see `fathom.ops.ssd.scan`."""
-    cut = chunks(layout, _tile(chunk))
+    cut = chunks(layout, tile(chunk))
     x_KQHP, dt_KQH, B_KQGN, C_KQGN = (
         to_grid(value.float(), cut) for value in (x_THP, dt_TH, B_TGN, C_TGN)
     )
@@ -191,4 +184,9 @@ def scan(
     return y_THP.to(x_THP.dtype), final
 
 
-__all__ = ["scan", "step"]
+def step_sizes(dt_TH: Tensor, bias_H: Tensor) -> Tensor:
+    """softplus(dt + bias) in fp32; see `fathom.ops.ssd.step_sizes`."""
+    return F.softplus(dt_TH.float() + bias_H.float())
+
+
+__all__ = ["replay", "scan", "step", "step_", "step_sizes"]

@@ -7,6 +7,7 @@ Source: Mamba-2 (arXiv 2405.21060), section 6 and listing 1.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fathom.ops.layout import Layout
 from fathom.ops.ssd.chunks import chunks, to_grid, to_stream
@@ -91,4 +92,44 @@ def step(
     return y.to(x_SHP.dtype), state
 
 
-__all__ = ["scan", "step"]
+def step_(
+    x_SHP: Tensor,
+    dt_SH: Tensor,
+    A_H: Tensor,
+    B_SGN: Tensor,
+    C_SGN: Tensor,
+    D_H: Tensor,
+    state_SHPN: Tensor,
+) -> Tensor:
+    """One token of every sequence, the state in place; see `fathom.ops.ssd.step_`."""
+    y_SHP, after_SHPN = step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
+    state_SHPN.copy_(after_SHPN)
+    return y_SHP
+
+
+@torch.no_grad()
+def replay(
+    state_SHPN: Tensor,
+    x_SRHP: Tensor,
+    dt_SRH: Tensor,
+    A_H: Tensor,
+    B_SRGN: Tensor,
+    counts_S: Tensor,
+) -> None:
+    """Move states on by a ring's first inputs; see `fathom.ops.ssd.replay`."""
+    heads_per_group = x_SRHP.shape[2] // B_SRGN.shape[2]
+    B_SRHN = wide(B_SRGN).repeat_interleave(heads_per_group, 2)
+    decay_SRH = (wide(dt_SRH) * wide(A_H)).exp()
+    written_SRHP = wide(dt_SRH)[..., None] * wide(x_SRHP)
+    for r in range(x_SRHP.shape[1]):
+        after_SHPN = decay_SRH[:, r, :, None, None] * state_SHPN
+        after_SHPN += written_SRHP[:, r, ..., None] * B_SRHN[:, r, :, None, :]
+        state_SHPN.copy_(torch.where((counts_S > r)[:, None, None, None], after_SHPN, state_SHPN))
+
+
+def step_sizes(dt_TH: Tensor, bias_H: Tensor) -> Tensor:
+    """softplus(dt + bias); see `fathom.ops.ssd.step_sizes`."""
+    return F.softplus(wide(dt_TH) + wide(bias_H))
+
+
+__all__ = ["replay", "scan", "step", "step_", "step_sizes"]
