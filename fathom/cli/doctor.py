@@ -18,7 +18,10 @@ from fathom import __version__, machine
 from fathom.machine import Machine, Rates
 from fathom.ops import attend, conv, dispatch, experts, linear, norm, ssd
 
-OPERATIONS = tuple(op.OPERATION for op in (ssd, conv, attend, experts, linear, norm))
+OPERATIONS = (
+    *(room.OPERATION for room in (ssd, conv, attend, experts, linear, norm)),
+    experts.ROUTE,
+)
 """Every operation that has backends."""
 
 

@@ -7,14 +7,15 @@ from fathom.errors import KernelError
 from fathom.ops import attend, conv, experts, linear, norm, ssd
 from fathom.ops.dispatch import Case
 
-OPERATIONS = [attend, conv, experts, linear, norm, ssd]
+ROOMS = (attend, conv, experts, linear, norm, ssd)
+OPERATIONS = [*(room.OPERATION for room in ROOMS), experts.ROUTE]
 
 
-@pytest.mark.parametrize("room", OPERATIONS, ids=lambda room: room.OPERATION.name)
-def test_every_operation_has_a_backend_for_every_case(room):
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_every_operation_has_a_backend_for_every_case(operation):
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         case = Case("cpu", dtype, gradients=True)
-        answers = dict(room.OPERATION.explain(case))
+        answers = dict(operation.explain(case))
         assert list(answers.values()).count("chosen") == 1
         assert answers["reference"] in ("chosen", "not needed")
 
@@ -39,5 +40,5 @@ def test_a_forced_backend_that_cannot_run_is_an_error(monkeypatch):
 
 def test_an_unknown_forced_backend_is_an_error(monkeypatch):
     monkeypatch.setenv("FATHOM_CONV", "cuda")
-    with pytest.raises(KernelError, match="known are eager, reference"):
+    with pytest.raises(KernelError, match="known are native, eager, reference"):
         conv.OPERATION.choose(Case("cpu", torch.float32, gradients=True))

@@ -4,14 +4,17 @@ Promise: the output at a token depends on it and the few tokens before it in its
 those of earlier calls included when their tail is given.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fathom.ops import dispatch
-from fathom.ops.conv import eager, reference
+from fathom.ops.conv import cpu, eager, reference
 from fathom.ops.layout import Layout
 
-OPERATION = dispatch.in_torch("conv", eager, reference)
+OPERATION = dispatch.in_torch(
+    "conv", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+)
 """The backends of this operation."""
 
 
@@ -39,4 +42,20 @@ def causal_conv(
     return result
 
 
-__all__ = ["OPERATION", "causal_conv"]
+def step_(
+    x_Sc: Float[Tensor, "S c"],
+    weight_ck: Float[Tensor, "c k"],
+    bias_c: Float[Tensor, " c"],
+    tail_Skc: Float[Tensor, "S k_1 c"],
+) -> Float[Tensor, "S c"]:
+    """One token of every sequence; the tails, of x's type, are moved on in their own memory.
+
+    The outputs are those of `causal_conv`; no gradient flows.
+    """
+    with torch.no_grad():
+        backend = OPERATION.choose(dispatch.Case.of(x_Sc)).module
+        y: Tensor = backend.step_(x_Sc, weight_ck, bias_c, tail_Skc)
+    return y
+
+
+__all__ = ["OPERATION", "causal_conv", "step_"]

@@ -106,4 +106,12 @@ def _steps(x_Sc: Tensor, taps: Tensor, bias: Tensor, tail_Skc: Tensor) -> tuple[
     return F.silu(pre).to(x_Sc.dtype), window_Skc[:, 1:]
 
 
-__all__ = ["causal_conv"]
+def step_(x_Sc: Tensor, weight_ck: Tensor, bias_c: Tensor, tail_Skc: Tensor) -> Tensor:
+    """See `fathom.ops.conv.step_`."""
+    taps = weight_ck.float().T.contiguous()
+    y, tail = _steps(x_Sc, taps, bias_c.float(), tail_Skc.to(x_Sc.dtype))
+    tail_Skc.copy_(tail)
+    return y
+
+
+__all__ = ["causal_conv", "step_"]

@@ -34,4 +34,12 @@ def causal_conv(
     return torch.cat(outputs).to(x_Tc.dtype), torch.stack(tails)
 
 
-__all__ = ["causal_conv"]
+def step_(x_Sc: Tensor, weight_ck: Tensor, bias_c: Tensor, tail_Skc: Tensor) -> Tensor:
+    """See `fathom.ops.conv.step_`."""
+    layout = Layout((1,) * x_Sc.shape[0])
+    y, tail = causal_conv(x_Sc, weight_ck, bias_c, layout, tail_Skc)
+    tail_Skc.copy_(tail)
+    return y
+
+
+__all__ = ["causal_conv", "step_"]

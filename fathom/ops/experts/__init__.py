@@ -1,5 +1,7 @@
 """Which experts a token visits (`route`) and what they say (`experts`).
 
+Two operations: "route" chooses (and has the activation), "experts" multiplies.
+
 Promise: the choice is made in fp32 with the correction bias in fp32, as in training; the bias
 steers the choice and never the weights. Latent projections and the shared expert are
 `model/latent_moe.py`.
@@ -9,11 +11,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fathom.ops import dispatch
-from fathom.ops.experts import cpu, eager, reference
+from fathom.ops.experts import cpu, eager, reference, routing_cpu
 from fathom.ops.linear import PackedStack, Precision, rounds_rows
 
 OPERATION = dispatch.in_torch("experts", eager, reference)
-"""The backends of this operation."""
+"""The backends of the experts themselves."""
+
+ROUTE = dispatch.in_torch(
+    "route", eager, reference, dispatch.Backend("native", routing_cpu, routing_cpu.why_not)
+)
+"""The backends of the choice and of the activation."""
 
 PACKED = dispatch.in_torch(
     "packed_experts", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
@@ -30,13 +37,14 @@ def route(
 ) -> tuple[Int[Tensor, "T K"], Float[Tensor, "T K"], Float[Tensor, "T E"]]:
     """Choose K experts for every token.
 
-    s = sigmoid(W x); the K largest of s + correction are chosen; their weights are s / sum(s),
-    times `scale`.
+    s = sigmoid(W x); the K largest of s + correction are chosen, the largest first; their weights
+    are s / sum(s), times `scale`. Among equals the native backend takes the lower index first;
+    `torch.topk`, which the others use, promises no order there.
 
     Returns:
         The chosen experts (int64), their weights and all scores s (both fp32).
     """
-    backend = OPERATION.choose(dispatch.Case.of(x_TD)).module
+    backend = ROUTE.choose(dispatch.Case.of(x_TD)).module
     result: tuple[Tensor, Tensor, Tensor] = backend.route(
         x_TD, weight_ED, correction_E, chosen, scale
     )
@@ -82,8 +90,16 @@ def packed_experts(
 
 def squared_relu(x_TI: Float[Tensor, "T I"]) -> Float[Tensor, "T I"]:
     """relu(x)^2, the one activation of the family's experts and MLPs."""
-    result: Tensor = OPERATION.choose(dispatch.Case.of(x_TI)).module.squared_relu(x_TI)
+    result: Tensor = ROUTE.choose(dispatch.Case.of(x_TI)).module.squared_relu(x_TI)
     return result
 
 
-__all__ = ["OPERATION", "PACKED", "experts", "packed_experts", "route", "squared_relu"]
+__all__ = [
+    "OPERATION",
+    "PACKED",
+    "ROUTE",
+    "experts",
+    "packed_experts",
+    "route",
+    "squared_relu",
+]

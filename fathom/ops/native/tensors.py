@@ -54,6 +54,11 @@ def rows(name: str, x: Tensor, shape: Sequence[int], *dtypes: torch.dtype) -> tu
     return x.data_ptr(), x.stride(0)
 
 
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether what is computed from these tensors needs a backward pass."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def _check(name: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
     """Raise `KernelError` unless the tensor lies in memory and has one of the types."""
     if x.dtype not in dtypes:
@@ -64,4 +69,4 @@ def _check(name: str, x: Tensor, dtypes: Sequence[torch.dtype]) -> None:
         raise KernelError(f"{name} must be on the CPU; it is on {x.device}. Call .cpu().")
 
 
-__all__ = ["CODES", "FLOATS", "dense", "rows"]
+__all__ = ["CODES", "FLOATS", "dense", "differentiated", "rows"]

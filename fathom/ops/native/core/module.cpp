@@ -24,6 +24,7 @@ NB_MODULE(FATHOM_MODULE, m) {
   bind_ssd(m);
   bind_conv(m);
   bind_norm(m);
+  bind_route(m);
   bind_attend(m);
   bind_step(m);
 }

@@ -16,6 +16,7 @@ void bind_experts(nb::module_& m);
 void bind_ssd(nb::module_& m);
 void bind_conv(nb::module_& m);
 void bind_norm(nb::module_& m);
+void bind_route(nb::module_& m);
 void bind_attend(nb::module_& m);
 void bind_step(nb::module_& m);
 
