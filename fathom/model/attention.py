@@ -45,9 +45,7 @@ class Attention(nn.Module):
         q = self.q_proj(x_TD).unflatten(-1, (self.config.heads, width))
         k = self.k_proj(x_TD).unflatten(-1, (self.config.kv_heads, width))
         v = self.v_proj(x_TD).unflatten(-1, (self.config.kv_heads, width))
-        y = attend.attend(q, k, v, layout, memory.held() if memory else None)
-        if memory is not None:
-            memory.append(k, v, layout)
+        y = attend.attend(q, k, v, layout, memory.pages if memory else None)
         return self.o_proj(y.flatten(-2))  # type: ignore[no-any-return]
 
 

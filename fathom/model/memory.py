@@ -1,16 +1,20 @@
 """What a sequence remembers between calls: convolution tail, recurrent state, keys and values.
 
-Promise: a memory is a value its holder owns; passing it to the model continues every sequence in it
-exactly where it stopped. The Mamba part never grows; keys and values grow by doubling.
+Promise: a memory is a value its holder owns; passing it to the model continues every sequence in
+it exactly where it stopped. The Mamba part never grows; keys and values lie in pages, one table
+for all layers, and a pool that is full doubles. What a page is, is `ops/attend/pages.py`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig
 from fathom.errors import RequestError
+from fathom.ops.attend.pages import PAGE, Pages
 from fathom.ops.layout import Layout
 
 
@@ -26,41 +30,30 @@ class MambaMemory:
 
 @dataclass
 class AttentionMemory:
-    """One attention layer's memory: for each sequence a buffer of which a part is filled."""
+    """One attention layer's memory: its pool of pages, with the table that all layers share."""
 
-    keys: list[Tensor]
-    """[capacity, h, d] for each sequence."""
-    values: list[Tensor]
-    """[capacity, h, d] for each sequence."""
-    filled: list[int]
-    """Tokens held of each sequence."""
+    pages: Pages
 
-    def held(self) -> list[tuple[Tensor, Tensor]]:
-        """Views of what is filled: keys and values [past, h, d] of each sequence."""
-        return [
-            (keys[:count], values[:count])
-            for keys, values, count in zip(self.keys, self.values, self.filled, strict=True)
-        ]
-
-    def append(self, k_Thd: Tensor, v_Thd: Tensor, layout: Layout) -> None:
-        """Add the keys and values of a call's tokens."""
-        pieces = zip(k_Thd.split(layout.lengths), v_Thd.split(layout.lengths), strict=True)
-        for sequence, (k, v) in enumerate(pieces):
-            begin, end = self.filled[sequence], self.filled[sequence] + k.shape[0]
-            if end > self.keys[sequence].shape[0]:
-                capacity = max(end, 2 * self.keys[sequence].shape[0])
-                self.keys[sequence] = _longer(self.keys[sequence], capacity, begin)
-                self.values[sequence] = _longer(self.values[sequence], capacity, begin)
-            self.keys[sequence][begin:end] = k
-            self.values[sequence][begin:end] = v
-            self.filled[sequence] = end
-
-
-def _longer(buffer: Tensor, capacity: int, filled: int) -> Tensor:
-    """A buffer of `capacity` rows with the filled rows copied."""
-    longer = buffer.new_empty(capacity, *buffer.shape[1:])
-    longer[:filled] = buffer[:filled]
-    return longer
+    def grow(self, count: int, table_SB: Tensor) -> None:
+        """Exchange the table, and the pool for one of `count` pages if that is more."""
+        old = self.pages
+        if count > old.keys.shape[0]:
+            new = Pages.empty(
+                count,
+                old.heads,
+                old.width,
+                table_SB,
+                old.past_S,
+                tokens=old.tokens,
+                dtype=old.keys.dtype,
+                k_scale=old.k_scale,
+                v_scale=old.v_scale,
+            )
+            new.keys[: old.keys.shape[0]].copy_(old.keys)
+            new.values[: old.values.shape[0]].copy_(old.values)
+            self.pages = new
+        else:
+            self.pages = replace(old, table_SB=table_SB)
 
 
 @dataclass
@@ -69,8 +62,14 @@ class Memory:
 
     layers: list[MambaMemory | AttentionMemory | None]
     """One entry a block; None for blocks that remember nothing."""
-    seen: list[int] = field(default_factory=list)
+    seen: list[int]
     """Tokens each sequence has given so far."""
+    past_S: Tensor
+    """int32 [S]: the same as `seen`, where the attention layers read it."""
+    table_SB: Tensor
+    """int32 [S, B]: pages of each sequence, the same in every attention layer."""
+    given: list[int]
+    """Pages each sequence has."""
 
     @classmethod
     def empty(
@@ -87,11 +86,16 @@ class Memory:
         Args:
             config: the model's shape.
             sequences: how many sequences S.
-            capacity: tokens for which keys and values have room at first.
+            capacity: tokens of each sequence for which keys and values have room at first. Up to
+                there nothing moves; beyond, the pool of pages doubles.
             dtype: type of tails, keys and values: the model's. States are fp32 always.
             device: where it lives.
         """
         layers: list[MambaMemory | AttentionMemory | None] = []
+        each = max(1, -(-capacity // PAGE))
+        table_SB = torch.arange(sequences * each, dtype=torch.int32, device=device)
+        table_SB = table_SB.view(sequences, each)
+        past_S = torch.zeros(sequences, dtype=torch.int32, device=device)
         for index in range(len(config.pattern)):
             mixer = config.mixer(index)
             if isinstance(mixer, MambaConfig):
@@ -104,18 +108,21 @@ class Memory:
                     )
                 )
             elif isinstance(mixer, AttentionConfig):
-                shape = (capacity, mixer.kv_heads, mixer.head_width)
-                buffers = [
-                    [torch.empty(shape, dtype=dtype, device=device) for _ in range(sequences)]
-                    for _ in ("keys", "values")
-                ]
-                layers.append(AttentionMemory(buffers[0], buffers[1], [0] * sequences))
+                pages = Pages.empty(
+                    sequences * each,
+                    mixer.kv_heads,
+                    mixer.head_width,
+                    table_SB,
+                    past_S,
+                    dtype=dtype,
+                )
+                layers.append(AttentionMemory(pages))
             else:
                 layers.append(None)
-        return cls(layers, [0] * sequences)
+        return cls(layers, [0] * sequences, past_S, table_SB, [each] * sequences)
 
     def continued(self, layout: Layout) -> Layout:
-        """The same layout with this memory's past in it.
+        """The same layout with this memory's past in it; keys and values get room for its tokens.
 
         Raises:
             RequestError: the layout has another number of sequences.
@@ -125,11 +132,37 @@ class Memory:
                 f"The memory holds {len(self.seen)} sequences, the layout brings "
                 f"{layout.sequences}; give every sequence of the memory at least one token."
             )
+        self.make_room(layout.lengths)
         return Layout.of(layout.lengths, self.seen)
+
+    def make_room(self, lengths: Sequence[int]) -> None:
+        """Give every sequence the pages that so many more tokens need; nothing else moves."""
+        needed = [-(-(seen + new) // PAGE) for seen, new in zip(self.seen, lengths, strict=True)]
+        if all(need <= given for need, given in zip(needed, self.given, strict=True)):
+            return
+        used, widest = sum(self.given), self.table_SB.shape[1]
+        if max(needed) > widest:
+            wider = max(max(needed), 2 * widest) - widest
+            self.table_SB = F.pad(self.table_SB, (0, wider), value=-1)
+        for sequence, need in enumerate(needed):
+            given = self.given[sequence]
+            if need > given:
+                fresh = torch.arange(used, used + need - given, dtype=torch.int32)
+                self.table_SB[sequence, given:need] = fresh.to(self.table_SB.device)
+                self.given[sequence] = need
+                used += need - given
+        for layer in self.layers:
+            if isinstance(layer, AttentionMemory):
+                held = layer.pages.keys.shape[0]
+                layer.grow(held if used <= held else max(used, 2 * held), self.table_SB)
 
     def advance(self, layout: Layout) -> None:
         """Count the tokens of a finished call."""
         self.seen = [seen + new for seen, new in zip(self.seen, layout.lengths, strict=True)]
+        if len(set(layout.lengths)) == 1:
+            self.past_S += layout.lengths[0]
+        else:
+            self.past_S += torch.tensor(layout.lengths, dtype=torch.int32).to(self.past_S.device)
 
 
 __all__ = ["AttentionMemory", "MambaMemory", "Memory"]

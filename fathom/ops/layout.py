@@ -83,5 +83,11 @@ class Layout:
         with torch.inference_mode(False):
             return torch.tensor(self.starts) + torch.tensor(self.lengths) - 1
 
+    @cached_property
+    def bounds(self) -> Tensor:
+        """int32 [S + 1]: index of each sequence's first token, and T."""
+        with torch.inference_mode(False):
+            return torch.tensor([*self.starts, self.tokens], dtype=torch.int32)
+
 
 __all__ = ["Layout"]

@@ -95,7 +95,7 @@ def test_the_mamba_memory_does_not_grow(tiny, tokens):
     with torch.inference_mode():
         tiny(tokens, Layout.of([300]), memory)
     assert held() == before
-    assert memory.layers[2].filled == [300]
+    assert memory.past_S.tolist() == [300]
 
 
 def test_bf16_decodes_what_it_prefills(tiny, tokens):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fathom.ops.attend.pages import Pages
 from fathom.ops.layout import Layout
 
 WASTE = 1.25
@@ -71,26 +72,28 @@ def _continued(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     )[0].transpose(0, 1)
 
 
+@torch.no_grad()
+def _remembering(
+    q_THd: Tensor, k_Thd: Tensor, v_Thd: Tensor, layout: Layout, pages: Pages
+) -> Tensor:
+    """Sequences that continue what their pages hold."""
+    pages.write(k_Thd, v_Thd, layout)
+    outputs = []
+    for sequence, q in enumerate(q_THd.split(layout.lengths)):
+        past = int(pages.past_S[sequence])
+        k, v = pages.read(sequence, past + q.shape[0])
+        k, v = k.to(q.dtype), v.to(q.dtype)
+        outputs.append(_continued(q, k, v) if past else _causal(q[None], k[None], v[None])[0])
+    return torch.cat(outputs)
+
+
 def attend(
-    q_THd: Tensor,
-    k_Thd: Tensor,
-    v_Thd: Tensor,
-    layout: Layout,
-    remembered: list[tuple[Tensor, Tensor]] | None,
+    q_THd: Tensor, k_Thd: Tensor, v_Thd: Tensor, layout: Layout, pages: Pages | None
 ) -> Tensor:
     """See `fathom.ops.attend.attend`."""
-    if remembered is None:
+    if pages is None:
         return _fresh(q_THd, k_Thd, v_Thd, layout)
-    outputs = []
-    pieces = zip(*(x.split(layout.lengths) for x in (q_THd, k_Thd, v_Thd)), strict=True)
-    for sequence, (q, k, v) in enumerate(pieces):
-        older_k, older_v = remembered[sequence]
-        if older_k.shape[0]:
-            k, v = torch.cat([older_k.to(k.dtype), k]), torch.cat([older_v.to(v.dtype), v])
-            outputs.append(_continued(q, k, v))
-        else:
-            outputs.append(_causal(q[None], k[None], v[None])[0])
-    return torch.cat(outputs)
+    return _remembering(q_THd, k_Thd, v_Thd, layout, pages)
 
 
 __all__ = ["attend"]

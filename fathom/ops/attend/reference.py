@@ -1,12 +1,13 @@
 """Causal attention over ragged sequences in plain PyTorch: the specification.
 
 Promise: softmax(q k' / sqrt(d)) v in fp32 (or better), each sequence by itself; a query sees its
-own token, the ones before it and what was remembered. There are no positions in it.
+own token, the ones before it and what its pages hold. There are no positions in it.
 """
 
 import torch
 from torch import Tensor
 
+from fathom.ops.attend.pages import Pages
 from fathom.ops.layout import Layout
 from fathom.ops.wide import wide
 
@@ -16,16 +17,18 @@ def attend(
     k_Thd: Tensor,
     v_Thd: Tensor,
     layout: Layout,
-    remembered: list[tuple[Tensor, Tensor]] | None,
+    pages: Pages | None,
 ) -> Tensor:
     """See `fathom.ops.attend.attend`."""
+    if pages is not None:
+        with torch.no_grad():
+            pages.write(k_Thd, v_Thd, layout)
     shared = q_THd.shape[1] // k_Thd.shape[1]
     outputs = []
     pieces = zip(*(x.split(layout.lengths) for x in (q_THd, k_Thd, v_Thd)), strict=True)
     for sequence, (q, k, v) in enumerate(pieces):
-        if remembered is not None:
-            k = torch.cat([remembered[sequence][0].to(k.dtype), k])
-            v = torch.cat([remembered[sequence][1].to(v.dtype), v])
+        if pages is not None:
+            k, v = pages.read(sequence, int(pages.past_S[sequence]) + q.shape[0])
         k_LHd = wide(k).repeat_interleave(shared, 1)
         v_LHd = wide(v).repeat_interleave(shared, 1)
         scores_HtL = torch.einsum("thd,lhd->htl", wide(q), k_LHd) / q.shape[-1] ** 0.5

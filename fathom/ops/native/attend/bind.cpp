@@ -1,8 +1,12 @@
 // The functions of attend that Python sees.
+#include "attend/attend.h"
 #include "core/module.h"
 
 namespace FATHOM_TIER {
 
-void bind_attend(nb::module_&) {}
+void bind_attend(nb::module_& m) {
+  kernel<&attend_append>(m, "attend_append");
+  kernel<&attend_forward>(m, "attend_forward");
+}
 
 }  // namespace FATHOM_TIER
