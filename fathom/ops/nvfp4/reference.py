@@ -154,7 +154,7 @@ def dequantise(quantised: Quantised, dtype: torch.dtype = torch.float32) -> Floa
     """The matrices that codes and scales mean, [.., O, I]: fp32, rounded once to `dtype`."""
     table = torch.tensor([*VALUES, *(-value for value in VALUES)], device=quantised.codes.device)
     codes = torch.stack([quantised.codes & 15, quantised.codes >> 4], -1).flatten(-2)
-    values = table[codes.int()].unflatten(-1, (-1, BLOCK))
+    values: Tensor = table[codes.int()].unflatten(-1, (-1, BLOCK))
     values = (values * quantised.scales.float()[..., None]).flatten(-2)
     return (values * quantised.scale[..., None, None]).to(dtype)
 
