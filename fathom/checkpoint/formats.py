@@ -88,7 +88,7 @@ def read_precisions(folder: Path) -> Precisions | None:
 
 def check_method(told: Any, what: str) -> None:
     """Raise `CheckpointError` unless a quantization_config was written by ModelOpt."""
-    method = told.get("quant_method") if isinstance(told, dict) else told
+    method = told.get("quant_method") if isinstance(told, dict) else None
     if not isinstance(method, str) or not method.startswith("modelopt"):
         raise CheckpointError(
             f"{what} describes weights quantised by {method!r}; quantised checkpoints are read as "

@@ -95,9 +95,9 @@ def matrix(packed: Packed | PackedStack, slot: Slot) -> Packed:
     return packed[slot.expert]
 
 
-def row_pieces(rows: int, row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Whole panels of rows that take about one piece of memory: first row and how many."""
-    step = max(PANEL, PIECE // max(1, row_bytes) // PANEL * PANEL)
+def row_pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """Whole panels of rows that take at most a piece of memory as fp32: first row, how many."""
+    step = max(PANEL, PIECE // (4 * columns) // PANEL * PANEL)
     for first in range(0, rows, step):
         yield first, min(step, rows - first)
 
@@ -144,14 +144,14 @@ class StoredMatrix:
     def pack(self, reader: Reader, packed: Packed) -> None:
         """Fill a packed matrix."""
         dtype = STORED[packed.format]
-        for first, count in row_pieces(self.rows, self.columns * dtype.itemsize):
+        for first, count in row_pieces(self.rows, self.columns):
             packed.fill(first, *self.read(reader, first, count, dtype))
         packed.scale.copy_(self.read_scale(reader))
 
     def decode(self, reader: Reader, target_OI: Tensor) -> None:
         """Fill a plain matrix with the numbers that codes and scales mean."""
         scale = self.read_scale(reader)
-        for first, count in row_pieces(self.rows, self.columns * 4):
+        for first, count in row_pieces(self.rows, self.columns):
             values, scales = self.read(reader, first, count, torch.float32)
             if scales is not None:
                 found = nvfp4.dequantise(nvfp4.Quantised(values, scales, scale))
@@ -171,7 +171,7 @@ class _Rows:
 
     def begin(self) -> None:
         """Start at the first row."""
-        self.parts = row_pieces(self.packed.rows, self.packed.columns * 4)
+        self.parts = row_pieces(self.packed.rows, self.packed.columns)
         self.first, self.flat = 0, torch.empty(0)
 
     def fill(self, piece: Tensor, start: int) -> None:
@@ -190,6 +190,9 @@ class _Rows:
             count = min(piece.numel() - done, self.flat.numel() - at)
             piece[done : done + count].copy_(self.flat[at : at + count])
             done += count
+        if start + done == self.packed.rows * self.width:
+            # nothing is kept of a matrix that has been written
+            self.begin()
 
 
 def items(name: str, packed: Packed, dtype: torch.dtype | None) -> list[Item]:
