@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fathom.errors import CheckpointError
 
-_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?|hf_quant_config\.json")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 SLACK = 2**20
 """Bytes left for headers and small files when free space is checked."""

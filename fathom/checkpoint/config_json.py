@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom.checkpoint.config_fields import ALIASES, ARCHITECTURES, FIXED, KNOWN, TYPES
+from fathom.checkpoint.formats import FIELD, check_method
 from fathom.checkpoint.safe import read_object
 from fathom.config.model import (
     LETTERS,
@@ -84,11 +85,8 @@ def _known(fields: dict[str, Any], what: str) -> dict[str, Any]:
                 f"{what}: {name} is {value!r}, but Fathom computes {wanted!r} alone: {reason}. "
                 f"This model would give other numbers here, so it is not loaded."
             )
-    if found.get("quantization_config"):
-        raise CheckpointError(
-            f"{what} describes a quantised checkpoint (quantization_config); this loads plain "
-            f"weights. Take the BF16 sibling of the model."
-        )
+    if found.get(FIELD):
+        check_method(found[FIELD], f"{what} ({FIELD})")
     _check_kind(found, what)
     _check_limit(found.get("time_step_limit"), what)
     return found

@@ -18,7 +18,6 @@ which are positive, sum to one, and weigh the oldest most; equal weights imitate
 """
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,23 +31,17 @@ from torch import Tensor
 from fathom import hub
 from fathom.checkpoint.atomic import new_folder, standing
 from fathom.checkpoint.config_json import read_config
+from fathom.checkpoint.expected import check, layout, stored_dtype
+from fathom.checkpoint.folder import copy_text, write_model
 from fathom.checkpoint.names import CORRECTION_BIAS, canonical, of_ours
 from fathom.checkpoint.pieces import Item, Reader
 from fathom.checkpoint.run import FACTS, TENSORS, Run
 from fathom.checkpoint.safe import Entry, catalogue, header, read_object
-from fathom.checkpoint.weights import check, layout, stored_dtype, write_model
 from fathom.config.model import ModelConfig
 from fathom.errors import CheckpointError, ConfigError
 
 MODEL = "model."
 """What the names of the model's tensors begin with in a run's checkpoint; the rest is our name."""
-
-_COPIED = {
-    "generation_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-}
 
 Weights = Literal["minus-sqrt", "equal"] | Sequence[float]
 
@@ -126,7 +119,7 @@ def merge(
         ]
         with new_folder(Path(out), sum(item.bytes for item in items)) as fresh:
             write_model(fresh, items, config, stored)
-            _copy_text(sources[-1].path, fresh)
+            copy_text(sources[-1].path, fresh)
     return Path(out)
 
 
@@ -209,13 +202,6 @@ def _agreed(sources: Sequence[_Source]) -> ModelConfig:
                     f"in {newest.path}; save them in one type first."
                 )
     return config
-
-
-def _copy_text(source: Path, target: Path) -> None:
-    """Take over tokenizer, template and stop ids."""
-    for file in source.iterdir():
-        if file.name in _COPIED or file.suffix == ".jinja":
-            shutil.copyfile(file, target / file.name)
 
 
 __all__ = ["MODEL", "Weights", "merge", "window_weights"]

@@ -6,6 +6,8 @@ final norm, and `model.logits` turns only the rows that are needed into logits.
 Source: Nemotron 3 white paper (arXiv 2512.20856), section 2.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,6 +58,9 @@ class Nemotron(nn.Module):
         self.packed_table: Packed | None = None
         """Where the head is the embedding: a copy of it, packed for products."""
         self.mtp = MTP(config, dtype=dtype, device=device) if config.mtp else None
+        self.calibration: Mapping[str, float] = {}
+        """Scales of activations, keys and values that a quantised checkpoint brought, by the
+        official names of their tensors; products do not use them, saving writes them again."""
         self.gradient_checkpointing = False
         """Whether training recomputes each block in the backward pass instead of keeping it."""
         if seed is not None and table.device.type != "meta":

@@ -1,10 +1,31 @@
 """A tiny model with every kind of block, its values all different."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from fathom.config.model import AttentionConfig, MambaConfig, MlpConfig, ModelConfig, MoEConfig
 from fathom.model.nemotron import Nemotron
+
+
+def _python(script: str, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def python():
+    """(script, arguments) -> what a new Python prints while it runs the script."""
+    return _python
 
 
 @pytest.fixture(scope="session")

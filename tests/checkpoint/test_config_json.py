@@ -212,7 +212,7 @@ OTHER_MATHEMATICS = {
     "n_shared_experts": 2,
     "model_type": "nemotron",
     "architectures": ["NemotronHForSequenceClassification"],
-    "quantization_config": {"quant_method": "modelopt"},
+    "quantization_config": {"quant_method": "compressed-tensors"},
 }
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fathom.checkpoint.expected import layout
 from fathom.checkpoint.names import canonical, of_ours, slots
 from fathom.checkpoint.safe import header
-from fathom.checkpoint.weights import layout
 from fathom.config.model import MoEConfig
 from fathom.errors import CheckpointError
 from fathom.model.sizes import LIGHTNING, NANO, NANO_4B, SUPER, ULTRA

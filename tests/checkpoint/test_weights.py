@@ -1,9 +1,6 @@
 """Whole models survive the way through the official layout."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,17 +22,6 @@ class Words:
 
     def save(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
-
-
-def python(script: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
@@ -153,7 +139,7 @@ def test_a_checkpoint_whose_replacement_was_killed_is_still_found(tmp_path, mode
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, model, tiny, scrambled, same):
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, model, same, python):
     weights.save(model, tmp_path / "x")
     script = """
 import resource, sys
@@ -251,7 +237,7 @@ def test_weights_that_are_no_floats_are_refused(tmp_path, model):
     edited(
         tmp_path / "x", lambda s: s.update({"lm_head.weight": torch.ones(64, 32).to(torch.int64)})
     )
-    with pytest.raises(CheckpointError, match="are no floats"):
+    with pytest.raises(CheckpointError, match=r"wanted a float, got torch\.int64"):
         weights.load(tmp_path / "x")
 
 
@@ -286,7 +272,7 @@ if len(sys.argv) > 2:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shard_bytes", [2**40, 40_000_000])
-def test_loading_takes_little_more_memory_than_the_weights(tmp_path, tiny, shard_bytes):
+def test_loading_takes_little_more_memory_than_the_weights(tmp_path, tiny, shard_bytes, python):
     config = tiny.replace(
         width=512,
         vocab=20_000,
