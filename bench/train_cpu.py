@@ -62,7 +62,7 @@ def worker(engine: str, name: str, documents: int, length: int, steps: int, fold
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].reshape(-1)
     narrow = machine.fast_arithmetic(machine.measure()) == "bf16"
     if engine == "fathom":
-        model = fathom.load(folder)
+        model = fathom.load(folder, dtype=torch.float32)
         from fathom.model.precision import lay
 
         lay(model, "bf16" if narrow else "fp32")
