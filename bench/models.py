@@ -2,7 +2,8 @@
 
 Promise: one set of random weights (standard deviation 0.02, norms one), made once by transformers
 and written as an official checkpoint folder, serves every engine; each folder is stored in the type
-that its model is served in. Its tokenizer is small: engines want one, benchmarks feed ids. The same weights for llama.cpp are `to_llama.py`'s.
+that its model is served in. Its tokenizer is small: engines want one, benchmarks feed ids. The same
+weights for llama.cpp are `to_llama.py`'s.
 
     python bench/models.py bench-1b runs/bench/bench-1b
     python bench/models.py bench-1b runs/bench/bench-1b-fp32 --dtype float32

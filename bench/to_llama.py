@@ -11,7 +11,8 @@ question is answered for it with the plain byte-level kind.
 The source is llama.cpp's tree (the one inside llama-cpp-python's source package is what RESULTS.md
 was measured with), built with `cmake -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON`, targets
 `llama-bench`, `llama-batched-bench` and `llama-quantize`. Files come to stand beside the folder, as
-`<folder>-<format>.gguf`. `asis` keeps the folder's own types (that of a quantised checkpoint).
+`<folder>-<format>.gguf`; `asis` keeps the folder's own types, as a quantised checkpoint wants it,
+and makes `<folder>.gguf`.
 """
 
 import argparse
@@ -37,7 +38,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def beside(folder: Path, form: str) -> Path:
     """Where the GGUF file of a folder in a format stands."""
-    return folder.parent / f"{folder.name}-{form}.gguf"
+    return folder.parent / (folder.name + ("" if form == "asis" else f"-{form}") + ".gguf")
 
 
 def convert(folder: Path, form: str, source: Path) -> Path:

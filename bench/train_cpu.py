@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import torch
+from bounds import forward_flop
 from models import WORKLOADS, make
 from report import Row, machine_facts, print_rows, write
 from torch.nn import functional as F
@@ -40,16 +41,8 @@ PEERS = ("transformers", "transformers with Fathom's process settings")
 
 
 def flop(config: ModelConfig, documents: int, length: int) -> float:
-    """FLOP of a step: weights, chunked scan, causal attention; the backward pass counts twice."""
-    mamba, attention = config.mamba, config.attention
-    assert mamba is not None
-    assert attention is not None
-    tokens = documents * length
-    weights = config.active_parameters - config.vocab * config.width
-    inside = mamba.chunk * (mamba.groups * mamba.state + mamba.inner)
-    scan = config.count("M") * (2 * inside + 4 * mamba.inner * mamba.state)
-    attend = config.count("*") * 2 * length * attention.heads * attention.head_width
-    return 3.0 * tokens * (2 * weights + scan + attend)
+    """FLOP of a step: the backward pass counts twice."""
+    return 3 * forward_flop(config, documents, length, head_rows=documents * length)
 
 
 def worker(engine: str, name: str, documents: int, length: int, steps: int, folder: Path) -> None:
