@@ -121,5 +121,5 @@ def _runs(found: Measured, ours: Contender, peer: Contender | None) -> int:
 
 
 def _over(above: float | None, below: float | None) -> float | None:
-    """A ratio where both figures are there."""
-    return above / below if above and below else None
+    """A ratio where both figures are there and above zero; noise can make a difference negative."""
+    return above / below if above and below and above > 0 and below > 0 else None
