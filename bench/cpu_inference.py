@@ -26,8 +26,8 @@ import llama_worker
 import torch
 from inference_cases import CASES, Case, Contender, works
 from inference_rows import Measured, context_rows, rows_of
-from models import WORKLOADS
 from report import Row, machine_facts, print_rows, write
+from workloads import WORKLOADS
 from works import Work, timed
 
 from fathom.errors import FathomError

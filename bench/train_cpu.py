@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 from bounds import forward_flop
-from models import WORKLOADS, make
+from models import make
 from report import Row, machine_facts, print_rows, write
 from torch.nn import functional as F
+from workloads import WORKLOADS
 
 import fathom
 from fathom import machine
