@@ -28,7 +28,7 @@ from inference_cases import CASES, Case, Contender, works
 from inference_rows import Measured, context_rows, rows_of
 from report import Row, machine_facts, print_rows, write
 from workloads import WORKLOADS
-from works import Work, timed
+from works import DEADLINE, Work, timed
 
 from fathom.errors import FathomError
 
@@ -48,7 +48,7 @@ def process(one: Contender, folder: Path, work: Work, options: argparse.Namespac
     asked = [one.engine, str(folder), one.what, json.dumps(astuple(work))]
     counts = [str(options.threads), str(options.repeats)]
     command = [sys.executable, __file__, "--worker", *asked, *counts]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=DEADLINE)
     if done.returncode:
         raise SystemExit(f"{one.name} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.strip().splitlines()[-1])

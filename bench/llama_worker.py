@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from works import Work
+from works import DEADLINE, Work
 
 
 def command(build: Path, weights: Path, work: Work, threads: int, repeats: int) -> list[str]:
@@ -57,7 +57,7 @@ def seconds(rows: list[dict[str, Any]], work: Work) -> list[float]:
 def measure(build: Path, weights: Path, work: Work, threads: int, repeats: int) -> list[float]:
     """Run the program in a process of its own; return the seconds of each run."""
     asked = command(build, weights, work, threads, repeats)
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=DEADLINE)
     if done.returncode:
         raise SystemExit(f"{' '.join(asked)} failed:\n{done.stderr[-2000:]}")
     return seconds(parse(done.stdout), work)

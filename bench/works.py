@@ -10,6 +10,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+DEADLINE = 3600.0
+"""Seconds after which a process that measures is given up."""
+
 
 @dataclass(frozen=True)
 class Work:
