@@ -1,48 +1,26 @@
-"""The models that every benchmark measures: shapes that Fathom and its peers all can run.
+"""Random weights of the benchmarks' shapes, the same for Fathom and its peers.
 
 Promise: one set of random weights (standard deviation 0.02, norms one), made once by transformers
-and written as an official checkpoint folder, serves every engine.
+and written as an official checkpoint folder, serves every engine; each folder is stored in the type
+that its model is served in. Its tokenizer is small: engines want one, benchmarks feed ids. The same
+weights for llama.cpp are `to_llama.py`'s.
 
-    python bench/models.py pocket-like runs/bench/pocket-like
+    python bench/models.py bench-1b runs/bench/bench-1b
+    python bench/models.py bench-1b runs/bench/bench-1b-fp32 --dtype float32
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
 from transformers import NemotronHConfig, NemotronHForCausalLM
+from workloads import WORKLOADS
 
-from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig, MoEConfig
+from fathom.config.model import ModelConfig
+from fathom.text import Tokenizer
 
-POCKET_LIKE = ModelConfig(
-    name="pocket-like",
-    vocab=1024,
-    width=192,
-    pattern="MEM*EMEM*E",
-    mamba=MambaConfig(heads=6, state=64, groups=2),
-    attention=AttentionConfig(heads=4, kv_heads=2, head_width=48),
-    moe=MoEConfig(experts=16, chosen=4, expert_width=128, shared_width=256),
-)
-TINY_31M = ModelConfig(
-    name="tiny-31m",
-    vocab=32768,
-    width=256,
-    pattern="MEMEM*EMEME",
-    mamba=MambaConfig(heads=8, state=64, groups=4),
-    attention=AttentionConfig(heads=4, kv_heads=2, head_width=64),
-    moe=MoEConfig(experts=16, chosen=4, expert_width=256, shared_width=512),
-)
-BENCH_1B = ModelConfig(
-    name="bench-1b",
-    vocab=32768,
-    width=1024,
-    pattern="MEMEM*EMEMEM*EMEMEM*EMEMEME",
-    mamba=MambaConfig(heads=32, state=128, groups=8),
-    attention=AttentionConfig(heads=16, kv_heads=2, head_width=64),
-    moe=MoEConfig(experts=64, chosen=6, expert_width=704, shared_width=1408),
-)
-WORKLOADS = {config.name: config for config in (POCKET_LIKE, TINY_31M, BENCH_1B)}
-"""The shapes by name; sizes and context are in docs and RESULTS.md."""
+STORED = {"pocket-like": torch.float32, "tiny-31m": torch.float32, "bench-1b": torch.bfloat16}
+"""The type of each workload's weights on disk; router correction biases are fp32 always."""
 
 
 def peer_config(config: ModelConfig) -> NemotronHConfig:
@@ -70,22 +48,47 @@ def peer_config(config: ModelConfig) -> NemotronHConfig:
         intermediate_size=config.moe.expert_width,
         routed_scaling_factor=config.moe.scale,
         moe_latent_size=config.moe.latent,
+        max_position_embeddings=config.context,
         num_nextn_predict_layers=0,
         tie_word_embeddings=False,
         use_cache=False,
     )
 
 
-def make(config: ModelConfig, folder: Path) -> None:
-    """Write the workload's random weights as a Hugging Face folder in fp32."""
+def make(config: ModelConfig, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the workload's random weights as a Hugging Face folder.
+
+    Args:
+        config: the shape.
+        folder: where; it is made.
+        dtype: type of the weights; None: the workload's own of `STORED`. Weights of another type
+            are these rounded, for they are drawn in fp32.
+    """
     torch.manual_seed(0)
     model = NemotronHForCausalLM(peer_config(config)).float()
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.dim() > 1 and "conv1d" not in name:
                 value.normal_(std=0.02)
+    biases = {n: b.clone() for n, b in model.named_buffers() if n.endswith("correction_bias")}
+    model.to(dtype or STORED[config.name])
+    for name, bias in biases.items():
+        owner, _, last = name.rpartition(".")
+        model.get_submodule(owner).register_buffer(last, bias)
     model.save_pretrained(folder)
+    Tokenizer.train((__doc__,), vocab=520, special_slots=256).save(folder)
+
+
+def main() -> None:
+    """Write one workload."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=WORKLOADS)
+    parser.add_argument("folder", type=Path, help="where its Hugging Face folder shall stand")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="stored type")
+    options = parser.parse_args()
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    make(WORKLOADS[options.name], options.folder, dtype)
 
 
 if __name__ == "__main__":
-    make(WORKLOADS[sys.argv[1]], Path(sys.argv[2]))
+    main()

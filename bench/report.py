@@ -41,8 +41,13 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def _shown(value: float | None, digits: int = 0) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+def _shown(value: float | None, digits: int | None = None) -> str:
+    """A figure; without `digits` one with three digits or more."""
+    if value is None:
+        return "-"
+    if digits is None:
+        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}"
 
 
 def print_rows(rows: Sequence[Row]) -> None:

@@ -19,9 +19,11 @@ import time
 from pathlib import Path
 
 import torch
-from models import WORKLOADS, make
+from bounds import forward_flop
+from models import make
 from report import Row, machine_facts, print_rows, write
 from torch.nn import functional as F
+from workloads import WORKLOADS
 
 import fathom
 from fathom import machine
@@ -40,16 +42,8 @@ PEERS = ("transformers", "transformers with Fathom's process settings")
 
 
 def flop(config: ModelConfig, documents: int, length: int) -> float:
-    """FLOP of a step: weights, chunked scan, causal attention; the backward pass counts twice."""
-    mamba, attention = config.mamba, config.attention
-    assert mamba is not None
-    assert attention is not None
-    tokens = documents * length
-    weights = config.active_parameters - config.vocab * config.width
-    inside = mamba.chunk * (mamba.groups * mamba.state + mamba.inner)
-    scan = config.count("M") * (2 * inside + 4 * mamba.inner * mamba.state)
-    attend = config.count("*") * 2 * length * attention.heads * attention.head_width
-    return 3.0 * tokens * (2 * weights + scan + attend)
+    """FLOP of a step: the backward pass counts twice."""
+    return 3 * forward_flop(config, documents, length, head_rows=documents * length)
 
 
 def worker(engine: str, name: str, documents: int, length: int, steps: int, folder: Path) -> None:
@@ -62,7 +56,7 @@ def worker(engine: str, name: str, documents: int, length: int, steps: int, fold
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].reshape(-1)
     narrow = machine.fast_arithmetic(machine.measure()) == "bf16"
     if engine == "fathom":
-        model = fathom.load(folder)
+        model = fathom.load(folder, dtype=torch.float32)
         from fathom.model.precision import lay
 
         lay(model, "bf16" if narrow else "fp32")
