@@ -1,8 +1,9 @@
 """One request at a time, or a fixed group of them, through the model that also trains.
 
 Promise: the prompt goes through the model in pieces of `chunk` tokens, so that activations stay
-small however long it is, and only its last row becomes logits; then one token a step. What a token
-is drawn from is exactly what the training forward gives at that place, up to the order of sums.
+small however long it is, and only its last row becomes logits; then one token a step, recorded and
+replayed where it can be (`engine/recorded.py`). What a token is drawn from is exactly what the
+training forward gives at that place, up to the order of sums.
 Drawing is `engine/sampler.py`; what a sequence remembers is `model/memory.py`.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fathom.engine.recorded import RecordedStep
 from fathom.engine.request import Completion, Request, StopReason, Token
 from fathom.engine.sampler import sample
 from fathom.errors import RequestError
@@ -54,24 +56,26 @@ class Runner:
         memory = self._memory(len(requests))
         answers: list[list[Token]] = [[] for _ in requests]
         logits_SV = self._prefill([request.ids for request in requests], memory)
+        recorded = RecordedStep(self.model, memory)
         while True:
             for request, answer, logits_V in zip(requests, answers, logits_SV, strict=True):
                 if not answer or answer[-1].stop_reason is None:
                     answer.append(_draw(request, logits_V, len(answer)))
             if all(answer[-1].stop_reason for answer in answers):
                 return [_complete(iter(answer)) for answer in answers]
-            logits_SV = self._forward([[answer[-1].id] for answer in answers], memory)
+            logits_SV = recorded.step([answer[-1].id for answer in answers])
 
     def _tokens(self, request: Request) -> Iterator[Token]:
         """The answer to a request that was checked."""
         memory = self._memory(1)
         logits_SV = self._prefill([request.ids], memory)
+        recorded = RecordedStep(self.model, memory)
         for place in range(request.max_tokens):
             token = _draw(request, logits_SV[0], place)
             yield token
             if token.stop_reason is not None:
                 return
-            logits_SV = self._forward([[token.id]], memory)
+            logits_SV = recorded.step([token.id])
 
     def _memory(self, sequences: int) -> Memory:
         """An empty memory of the model's type and place."""

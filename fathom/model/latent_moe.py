@@ -21,8 +21,8 @@ class Router(nn.Module):
 
     correction_bias: Tensor
     """fp32 [E], added to the scores for the choice alone."""
-    load_E: Tensor
-    """int64 [E]: tokens sent to each expert by the last forward."""
+    chosen_TK: Tensor
+    """int64 [T, K]: the experts that the last forward chose."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.experts, width, dtype=dtype, device=device))
         zeros = torch.zeros(config.experts, dtype=torch.float32, device=device)
         self.register_buffer("correction_bias", zeros)
-        load = torch.zeros(config.experts, dtype=torch.int64, device=device)
-        self.register_buffer("load_E", load, persistent=False)
+        nothing = torch.zeros(0, config.chosen, dtype=torch.int64, device=device)
+        self.register_buffer("chosen_TK", nothing, persistent=False)
         self.balance_weight = 0.0
         """Weight of the sequence-wise balance loss; training sets it."""
         self.balance_loss: Tensor | None = None
@@ -57,11 +57,16 @@ class Router(nn.Module):
         chosen, weights, scores = experts.route(
             x_TD, self.weight, self.correction_bias, self.config.chosen, self.config.scale
         )
-        self.load_E = torch.bincount(chosen.reshape(-1), minlength=self.config.experts)
+        self.chosen_TK = chosen
         self.balance_loss = None
         if self.balance_weight and torch.is_grad_enabled():
             self.balance_loss = self.balance_weight * self._imbalance(chosen, scores, layout)
         return chosen, weights
+
+    @property
+    def load_E(self) -> Tensor:
+        """int64 [E]: tokens sent to each expert by the last forward."""
+        return torch.bincount(self.chosen_TK.reshape(-1), minlength=self.config.experts)
 
     def _imbalance(self, chosen_TK: Tensor, scores_TE: Tensor, layout: Layout) -> Tensor:
         """Mean over sequences of sum_e f_e P_e: 1 if balanced, up to E / K if not.

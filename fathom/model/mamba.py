@@ -1,8 +1,9 @@
 """The Mamba-2 mixer: project, convolve, scan, gate, project back.
 
 Promise: `memory=None` runs whole sequences; with a memory the same sequences continue, and one
-token each takes the recurrence instead of the scan. The mathematics is `ops/conv`, `ops/ssd` and
-`ops/norm`. Source: Mamba-2 (arXiv 2405.21060); Nemotron-H's grouped gated norm.
+token each takes the recurrence instead of the scan and updates the memory in place. The mathematics
+is `ops/conv`, `ops/ssd` and `ops/norm`.
+Source: Mamba-2 (arXiv 2405.21060); Nemotron-H's grouped gated norm.
 """
 
 import math
@@ -66,8 +67,12 @@ class Mamba(nn.Module):
         z, xBC, dt = self.in_proj(x_TD).split(
             [config.inner, config.conv_width, config.heads], dim=-1
         )
-        tail = memory.tail_Skc if memory else None
-        xBC, tail = conv.causal_conv(xBC, self.conv_weight, self.conv_bias, layout, tail)
+        stepping = memory is not None and layout.tokens == layout.sequences
+        if memory is not None and stepping:
+            xBC = conv.step_(xBC, self.conv_weight, self.conv_bias, memory.tail_Skc)
+        else:
+            before = memory.tail_Skc if memory else None
+            xBC, tail = conv.causal_conv(xBC, self.conv_weight, self.conv_bias, layout, before)
         narrow = config.groups * config.state
         x, B, C = xBC.split([config.inner, narrow, narrow], dim=-1)
         x = x.unflatten(-1, (config.heads, config.head_width))
@@ -76,13 +81,13 @@ class Mamba(nn.Module):
         # steps and decays are fp32 in every precision; there is no clamp on dt
         dt = ssd.step_sizes(dt, self.dt_bias)
         A = -self.A_log.float().exp()
-        if memory is not None and layout.tokens == layout.sequences:
-            y, state = ssd.step(x, dt, A, B, C, self.D, memory.state_SHPN)
+        if memory is not None and stepping:
+            y = ssd.step_(x, dt, A, B, C, self.D, memory.state_SHPN)
         else:
-            before = memory.state_SHPN if memory else None
-            y, state = ssd.scan(x, dt, A, B, C, self.D, layout, config.chunk, before)
-        if memory is not None:
-            memory.tail_Skc, memory.state_SHPN = tail, state
+            state = memory.state_SHPN if memory else None
+            y, state = ssd.scan(x, dt, A, B, C, self.D, layout, config.chunk, state)
+            if memory is not None:
+                memory.tail_Skc, memory.state_SHPN = tail, state
         y = norm.gated_norm(y.flatten(-2), z, self.norm_weight, config.groups, self.eps)
         return self.out_proj(y)  # type: ignore[no-any-return]
 

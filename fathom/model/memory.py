@@ -1,8 +1,9 @@
 """What a sequence remembers between calls: convolution tail, recurrent state, keys and values.
 
 Promise: a memory is a value its holder owns; passing it to the model continues every sequence in
-it exactly where it stopped. The Mamba part never grows; keys and values lie in pages, one table
-for all layers, and a pool that is full doubles. What a page is, is `ops/attend/pages.py`.
+it exactly where it stopped. The Mamba part never grows, and a step of one token a sequence updates
+it in place; keys and values lie in pages, one table for all layers, and a pool that is full
+doubles. What a page is, is `ops/attend/pages.py`.
 """
 
 from collections.abc import Sequence
@@ -27,12 +28,20 @@ class MambaMemory:
     state_SHPN: Tensor
     """The recurrent state, fp32."""
 
+    def buffers(self) -> list[Tensor]:
+        """What a step writes into, in place."""
+        return [self.tail_Skc, self.state_SHPN]
+
 
 @dataclass
 class AttentionMemory:
     """One attention layer's memory: its pool of pages, with the table that all layers share."""
 
     pages: Pages
+
+    def buffers(self) -> list[Tensor]:
+        """What a step writes into, in place."""
+        return [self.pages.keys, self.pages.values]
 
     def grow(self, count: int, table_SB: Tensor) -> None:
         """Exchange the table, and the pool for one of `count` pages if that is more."""
@@ -156,8 +165,20 @@ class Memory:
                 held = layer.pages.keys.shape[0]
                 layer.grow(held if used <= held else max(used, 2 * held), self.table_SB)
 
+    def buffers(self) -> list[Tensor]:
+        """Everything that a step of one token a sequence reads and writes, where it stays."""
+        found = [self.past_S, self.table_SB]
+        for layer in self.layers:
+            if layer is not None:
+                found += layer.buffers()
+        return found
+
     def advance(self, layout: Layout) -> None:
-        """Count the tokens of a finished call."""
+        """Move on by the tokens of a finished call."""
+        self.count(layout)
+
+    def count(self, layout: Layout) -> None:
+        """The part of `advance` that is Python's: how many tokens each sequence has given."""
         self.seen = [seen + new for seen, new in zip(self.seen, layout.lengths, strict=True)]
         if len(set(layout.lengths)) == 1:
             self.past_S += layout.lengths[0]
