@@ -30,7 +30,7 @@ class RecordedStep:
         self.why_not: str | None = None
         """Why steps are not replayed, in words; None: they are, or will be."""
         self._layout = Layout.of([1] * len(memory.seen))
-        device = model.head_weight.device
+        device = model.embedding.weight.device
         self._tokens_S = torch.zeros(len(memory.seen), dtype=torch.int64, device=device)
         self._ran = False
         self._recording: Recording | None = None
