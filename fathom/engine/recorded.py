@@ -55,7 +55,7 @@ class RecordedStep:
                 f"{len(self.memory.seen)} sequences; got {list(tokens)[:8]}."
             )
         self._tokens_S.copy_(torch.tensor(tokens))
-        self.memory.reserve(self._layout)
+        self.memory.make_room(self._layout.lengths)
         if self._recording is not None and self._holds():
             self._recording.replay()
             self.memory.count(self._layout)

@@ -176,14 +176,14 @@ class Memory:
     def advance(self, layout: Layout) -> None:
         """Move on by the tokens of a finished call."""
         self.count(layout)
-
-    def count(self, layout: Layout) -> None:
-        """The part of `advance` that is Python's: how many tokens each sequence has given."""
-        self.seen = [seen + new for seen, new in zip(self.seen, layout.lengths, strict=True)]
         if len(set(layout.lengths)) == 1:
             self.past_S += layout.lengths[0]
         else:
             self.past_S += torch.tensor(layout.lengths, dtype=torch.int32).to(self.past_S.device)
+
+    def count(self, layout: Layout) -> None:
+        """What of `advance` is Python's: the numbers of tokens, not the tensor that holds them."""
+        self.seen = [seen + new for seen, new in zip(self.seen, layout.lengths, strict=True)]
 
 
 __all__ = ["AttentionMemory", "MambaMemory", "Memory"]
