@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fathom.checkpoint.expected import WEIGHT
 from fathom.checkpoint.formats import GROUP, Stored
@@ -70,9 +70,12 @@ def empty_model(config: ModelConfig, dtype: torch.dtype, formats: Mapping[str, F
                 for which in ("up", "down")
             ]
             part.pack((stacks[0], stacks[1]))
-    model.to_empty(device="cpu")
-    for router in model.routers():
-        router.load_E.zero_()
+    # not `to_empty`, for which torch would import 40 MB of symbolic mathematics
+    for part in model.modules():
+        for name, value in part.named_parameters(recurse=False):
+            setattr(part, name, nn.Parameter(torch.empty(value.shape, dtype=value.dtype)))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
     return model
 
 
@@ -170,9 +173,11 @@ class _Rows:
         self.begin()
 
     def begin(self) -> None:
-        """Start at the first row."""
+        """Start at the first row, holding nothing."""
+        # not an empty tensor: its few bytes, held beside freed rows, would keep their memory in use
+        self.flat: Tensor | None
         self.parts = row_pieces(self.packed.rows, self.packed.columns)
-        self.first, self.flat = 0, torch.empty(0)
+        self.first, self.flat = 0, None
 
     def fill(self, piece: Tensor, start: int) -> None:
         """Put the values from `start` on into the flat `piece`."""
@@ -181,7 +186,7 @@ class _Rows:
         done = 0
         while done < piece.numel():
             at = start + done - self.first * self.width
-            if at >= self.flat.numel():
+            if self.flat is None or at >= self.flat.numel():
                 self.first, count = next(self.parts)
                 values, scales = self.packed.unpack(self.first, count)
                 found = scales if self.scales else values

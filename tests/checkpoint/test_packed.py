@@ -289,14 +289,17 @@ print(now("VmHWM") - before)
 def test_loading_and_saving_packed_weights_takes_little_more_memory_than_they_do(
     tmp_path, config, table, python
 ):
-    moe = {**config.moe.as_dict(), "experts": 64, "expert_width": 1024, "latent": 768}
-    mamba = {**config.mamba.as_dict(), "heads": 64}
-    big = config.replace(width=1024, vocab=20_000, moe=moe, mamba=mamba, mlp={"hidden": 8192})
-    folder = weights.save(Nemotron(big, dtype=torch.bfloat16), tmp_path / "x")
+    moe = {**config.moe.as_dict(), "experts": 64, "expert_width": 768, "latent": 512}
+    big = config.replace(width=1024, vocab=20_000, moe=moe, mlp={"hidden": 8192}, mtp="")
+    model = Nemotron(big, dtype=torch.bfloat16, seed=None)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(0.25)
+    folder = weights.save(model, tmp_path / "x")
     if table is not None:
         folder = quantise(folder, tmp_path / "y", table)
     size = (folder / "model.safetensors").stat().st_size
-    assert size > 150e6
+    assert size > 100e6
     loading, saving = map(int, python(MEMORY, folder, tmp_path / "z").split())
     assert 0.95 * size < loading < 1.15 * size
-    assert saving < 0.15 * size
+    assert saving < 40e6
