@@ -3,12 +3,12 @@
 // Promise: a query's bits depend on itself and its own history alone. History is cut into pieces of 512 tokens;
 // each is weighed by itself and pieces are merged in order, whether one thread walks over all of them (many
 // queries) or each is somebody's item (few queries).
-#include <memory>
 #include <vector>
 
 #include "attend/attend.h"
 #include "attend/pages.h"
 #include "attend/product.h"
+#include "attend/scratch.h"
 #include "attend/softmax.h"
 
 namespace FATHOM_TIER {
@@ -20,30 +20,6 @@ constexpr int64_t TILE = 64;
 // i / G, query head i % G of the group. `part`: where the result of one piece of several is kept, or -1.
 struct Item {
   int64_t s, head, row, rows, piece, end, part;
-};
-
-// Memory of one thread that only grows.
-class Scratch {
- public:
-  template <class T>
-  T* take(int64_t n) {
-    int64_t bytes = (n * int64_t(sizeof(T)) + 63) / 64 * 64;
-    T* taken = reinterpret_cast<T*>(begin_ + used_);
-    used_ += bytes;
-    return taken;
-  }
-  void reserve(int64_t bytes) {
-    used_ = 0;
-    if (bytes <= size_) return;
-    held_.reset(new char[bytes + 64]);
-    size_ = bytes;
-    begin_ = held_.get() + (64 - reinterpret_cast<uintptr_t>(held_.get()) % 64) % 64;
-  }
-
- private:
-  std::unique_ptr<char[]> held_;
-  char* begin_ = nullptr;
-  int64_t size_ = 0, used_ = 0;
 };
 
 struct Call {
