@@ -102,6 +102,21 @@ def test_native_forward_agrees(tier, lengths, heads, shared, width, dtype):
     assert off(got, wanted) < (1e-6 if dtype == torch.float32 else 6e-3)
 
 
+@pytest.mark.parametrize(
+    ("heads", "shared", "width"), [(1, 1, 64), (4, 2, 48), (6, 2, 8), (32, 1, 16), (5, 1, 80)]
+)
+@pytest.mark.parametrize("lengths", [(1,), (63,), (64,), (1000,), RAGGED])
+def test_native_gradients_agree(tier, assert_agrees, lengths, heads, shared, width):
+    layout = Layout.of(lengths)
+    assert_agrees(
+        lambda q, k, v: cpu.attend(q, k, v, layout, None),
+        lambda q, k, v: reference.attend(q, k, v, layout, None),
+        case(layout, heads, shared, width),
+        # a lone token's gradients are zero, but for rounding
+        tolerance=5e-6 if layout.tokens > 1 else 1e-4,
+    )
+
+
 @pytest.mark.parametrize("fresh", [1, 2, 17])
 @pytest.mark.parametrize("past", [0, 1, 30])
 @pytest.mark.parametrize("backend", [eager, reference, cpu])
@@ -189,6 +204,41 @@ def test_threads_do_not_change_a_bit(dtype, threads):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(one, many)
+
+
+def gradients(q, k, v, lengths):
+    """Gradients of the three for fixed output weights."""
+    own = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    weights = torch.randn(q.shape, generator=torch.Generator().manual_seed(9)).to(q.dtype)
+    (cpu.attend(*own, Layout.of(lengths), None) * weights).sum().backward()
+    return [x.grad for x in own]
+
+
+@pytest.mark.parametrize("threads", [2, 5, 16])
+def test_threads_do_not_change_a_bit_of_gradients(threads):
+    lengths = [300, 1, 70]
+    inputs = case(Layout.of(lengths), 6, 2, 48)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = gradients(*inputs, lengths)
+        torch.set_num_threads(threads)
+        many = gradients(*inputs, lengths)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+def test_gradients_of_bf16_agree(tier):
+    lengths = [130, 7]
+    inputs = case(Layout.of(lengths), 6, 2, 48, BF16)
+    got = gradients(*inputs, lengths)
+    own = [x.double().requires_grad_() for x in inputs]
+    weights = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(9)).to(BF16)
+    (reference.attend(*own, Layout.of(lengths), None) * weights).sum().backward()
+    for x, wanted in zip(got, own, strict=True):
+        assert x.dtype == BF16
+        assert off(x, wanted.grad) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])

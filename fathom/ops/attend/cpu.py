@@ -7,8 +7,11 @@ time or all at once) or on threads. Fresh sequences are stored in pages of their
 are `ops/native/attend`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fathom.errors import KernelError
 from fathom.ops import dispatch, native
@@ -19,8 +22,6 @@ from fathom.ops.native.tensors import CODES, FLOATS, rows
 
 def why_not(case: dispatch.Case) -> str | None:
     """What speaks against this backend in words; None: nothing."""
-    if case.gradients:
-        return "no backward pass yet"
     return native.why_not(case)
 
 
@@ -28,8 +29,31 @@ def attend(
     q_THd: Tensor, k_Thd: Tensor, v_Thd: Tensor, layout: Layout, pages: Pages | None
 ) -> Tensor:
     """See `fathom.ops.attend.attend`."""
-    y_THd, _ = _forward(q_THd, k_Thd, v_Thd, layout, pages, keep=False)
-    return y_THd
+    inputs = (q_THd, k_Thd, v_Thd)
+    if pages is None and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        y_THd: Tensor = _Attend.apply(*inputs, layout)
+        return y_THd
+    return _forward(*inputs, layout, pages, keep=False)[0]
+
+
+class _Attend(torch.autograd.Function):
+    """Attention of fresh sequences that keeps what its gradients need."""
+
+    @staticmethod
+    def forward(ctx: Any, q_THd: Tensor, k_Thd: Tensor, v_Thd: Tensor, layout: Layout) -> Tensor:
+        """See `fathom.ops.attend.attend`."""
+        y_THd, lse_TH = _forward(q_THd, k_Thd, v_Thd, layout, None, keep=True)
+        ctx.layout = layout
+        ctx.save_for_backward(q_THd, k_Thd, v_Thd, y_THd, lse_TH)
+        return y_THd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_THd: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Gradients of queries, keys and values."""
+        q_THd, k_Thd, v_Thd, y_THd, lse_TH = ctx.saved_tensors
+        dq, dk, dv = _backward(q_THd, k_Thd, v_Thd, y_THd, lse_TH, dy_THd, ctx.layout)
+        return dq, dk, dv, None
 
 
 def _forward(
@@ -72,6 +96,56 @@ def _forward(
         *_sizes(pages),
     )
     return y_THd, lse_TH
+
+
+def _backward(
+    q_THd: Tensor,
+    k_Thd: Tensor,
+    v_Thd: Tensor,
+    y_THd: Tensor,
+    lse_TH: Tensor,
+    dy_THd: Tensor,
+    layout: Layout,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values from what the forward pass kept."""
+    T, H, d = q_THd.shape
+    q, q_stride = rows("attend: q", q_THd, (T, H, d), *FLOATS)
+    dy, dy_stride = rows("attend: gradient of y", _dense_rows(dy_THd), (T, H, d), q_THd.dtype)
+    keys = fresh_pages(k_Thd, layout, torch.float32)
+    values = fresh_pages(k_Thd, layout, torch.float32)
+    write(k_Thd, v_Thd, layout, keys)
+    write(v_Thd, k_Thd, layout, values)
+    dq_THd, dk_Thd, dv_Thd = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_THd, k_Thd, v_Thd)
+    )
+    delta_TH = torch.empty(T, H)
+    native.kernels().attend_backward(
+        q,
+        q_stride,
+        CODES[q_THd.dtype],
+        y_THd.data_ptr(),
+        dy,
+        dy_stride,
+        lse_TH.data_ptr(),
+        delta_TH.data_ptr(),
+        keys.keys.data_ptr(),
+        values.keys.data_ptr(),
+        values.values.data_ptr(),
+        keys.table_SB.data_ptr(),
+        keys.past_S.data_ptr(),
+        *_sequences(layout),
+        H,
+        *_sizes(keys)[:5],
+        dq_THd.data_ptr(),
+        dk_Thd.data_ptr(),
+        dv_Thd.data_ptr(),
+    )
+    return dq_THd, dk_Thd, dv_Thd
+
+
+def _dense_rows(x_THd: Tensor) -> Tensor:
+    """The tensor, copied if a token's values do not lie side by side."""
+    return x_THd if x_THd[0].is_contiguous() else x_THd.contiguous()
 
 
 def fresh_pages(k_Thd: Tensor, layout: Layout, dtype: torch.dtype, tokens: int = 64) -> Pages:

@@ -20,4 +20,12 @@ void attend_forward(Address q, int64_t q_stride, int type, Address y, Address ls
                     int64_t H, int64_t h, int64_t d, int64_t B, int64_t P, int64_t pages, double k_scale,
                     double v_scale);
 
+// Gradients of fresh sequences. q, y, dy [T, H, d], tokens of q and dy `q_stride` and `dy_stride` values apart;
+// lse and delta [T, H] fp32, delta being filled here. Keys and values are given as fp32 pages: k_turned and v_turned
+// as pages hold keys, k_rows as they hold values. -> dq [T, H, d], dk and dv [T, h, d], of q's type.
+void attend_backward(Address q, int64_t q_stride, int type, Address y, Address dy, int64_t dy_stride, Address lse,
+                     Address delta, Address k_turned, Address v_turned, Address k_rows, Address table, Address past,
+                     Address offsets, int64_t each, int64_t S, int64_t H, int64_t h, int64_t d, int64_t B, int64_t P,
+                     int64_t pages, Address dq, Address dk, Address dv);
+
 }  // namespace FATHOM_TIER

@@ -3,12 +3,12 @@
 // Promise: a query's bits depend on itself and its own history alone. History is cut into pieces of 512 tokens;
 // each is weighed by itself and pieces are merged in order, whether one thread walks over all of them (many
 // queries) or each is somebody's item (few queries).
-#include <memory>
 #include <vector>
 
 #include "attend/attend.h"
 #include "attend/pages.h"
 #include "attend/product.h"
+#include "attend/scratch.h"
 #include "attend/softmax.h"
 
 namespace FATHOM_TIER {
@@ -20,30 +20,6 @@ constexpr int64_t TILE = 64;
 // i / G, query head i % G of the group. `part`: where the result of one piece of several is kept, or -1.
 struct Item {
   int64_t s, head, row, rows, piece, end, part;
-};
-
-// Memory of one thread that only grows.
-class Scratch {
- public:
-  template <class T>
-  T* take(int64_t n) {
-    int64_t bytes = (n * int64_t(sizeof(T)) + 63) / 64 * 64;
-    T* taken = reinterpret_cast<T*>(begin_ + used_);
-    used_ += bytes;
-    return taken;
-  }
-  void reserve(int64_t bytes) {
-    used_ = 0;
-    if (bytes <= size_) return;
-    held_.reset(new char[bytes + 64]);
-    size_ = bytes;
-    begin_ = held_.get() + (64 - reinterpret_cast<uintptr_t>(held_.get()) % 64) % 64;
-  }
-
- private:
-  std::unique_ptr<char[]> held_;
-  char* begin_ = nullptr;
-  int64_t size_ = 0, used_ = 0;
 };
 
 struct Call {
@@ -125,15 +101,21 @@ struct Forward {
   }
 
   // R queries a [R, d] against tokens [begin, begin + seen[i]), seen rising: m [R], l [R], r.out [R, D].
+  // Meanwhile the values, and then the next piece's keys up to token `whole`, are asked for.
   void weigh_piece(const Room& r, const Item& item, const A* a, int64_t R, int64_t begin, const int64_t* seen,
-                   float* m, float* l) const {
+                   float* m, float* l, int64_t whole) const {
     constexpr int pair = M::pair;
     const Pages& p = call.pages;
+    auto ahead = [&](bool keys, int64_t token) -> const void* {
+      if (sizeof(K) == 1 || token >= whole) return nullptr;
+      int64_t page = p.page(item.s, token);
+      return keys ? p.template key_block<K>(page, item.head) : p.template value_block<K>(page, item.head);
+    };
     const int64_t n = seen[R - 1], d = p.d, D = p.D, P = p.P;
     for (int64_t j = 0; j < n; j += P) {
       int64_t some = std::min(P, n - j);
       product<M>(a, d, pair, keys(r, item, begin + j), P * pair, r.score + j, PIECE, d / pair, R,
-                 (some + W - 1) / W * W, false);
+                 (some + W - 1) / W * W, false, ahead(false, begin + j));
     }
     int64_t wide = (n + W - 1) / W * W;
     for (int64_t i = 0; i < R; i++)
@@ -141,7 +123,8 @@ struct Forward {
     for (int64_t j = 0; j < n; j += P) {
       int64_t some = std::min(P, n - j), steps = some / pair;
       const B* v = values(r, item, begin + j);
-      product<M>(r.weight + j, PIECE, pair, v, D * pair, r.out, D, steps, R, D, j > 0);
+      product<M>(r.weight + j, PIECE, pair, v, D * pair, r.out, D, steps, R, D, j > 0,
+                 ahead(true, begin + j + PIECE));
       if (some % pair) {
         // the other half of the last pair was never written
         for (int64_t i = 0; i < D; i++) {
@@ -190,7 +173,8 @@ struct Forward {
         }
         if (skip == R) continue;
         float m[ROWS], l[ROWS];
-        weigh_piece(r, item, r.query + (row + skip) * p.d, R - skip, begin, seen + skip, m, l);
+        weigh_piece(r, item, r.query + (row + skip) * p.d, R - skip, begin, seen + skip, m, l,
+                    row ? 0 : whole);
         for (int64_t i = skip; i < R; i++)
           merge(r.m[row + i], r.l[row + i], r.o + (row + i) * p.D, m[i - skip], l[i - skip],
                 r.out + (i - skip) * p.D, p.D);

@@ -73,14 +73,18 @@ using Paired = Widened;
 // Rows of C that are held in registers together, and vectors of each.
 constexpr int ROWS = W == 16 ? 8 : 4;
 
-// R rows and V vectors of C; a [R, steps], rows `rs` and steps `ks` values apart.
+// R rows and V vectors of C; a [R, steps], rows `rs` and steps `ks` values apart. What lies at `ahead` is asked for
+// at the speed at which b is read, if `stride` is not 0.
 template <class M, int R, int V>
 static inline void block(const typename M::A* a, int64_t rs, int64_t ks, const typename M::B* b, int64_t ldb,
-                         float* c, int64_t ldc, int64_t steps, bool add) {
+                         float* c, int64_t ldc, int64_t steps, bool add, const char* ahead, int64_t stride) {
   vf held[R][V];
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) held[r][v] = add ? load(c + r * ldc + v * W) : vf{};
-  for (int64_t k = 0; k < steps; k++) M::template step<R, V>(held, a + k * ks, rs, b + k * ldb);
+  for (int64_t k = 0; k < steps; k++) {
+    for (int v = 0; v < V; v++) __builtin_prefetch(ahead + k * stride + v * 4 * W, 0, 2);
+    M::template step<R, V>(held, a + k * ks, rs, b + k * ldb);
+  }
   for (int r = 0; r < R; r++)
     for (int v = 0; v < V; v++) store(c + r * ldc + v * W, held[r][v]);
 }
@@ -88,30 +92,37 @@ static inline void block(const typename M::A* a, int64_t rs, int64_t ks, const t
 // R rows and N columns.
 template <class M, int R>
 static void panel(const typename M::A* a, int64_t rs, int64_t ks, const typename M::B* b, int64_t ldb, float* c,
-                  int64_t ldc, int64_t steps, int64_t N, bool add) {
+                  int64_t ldc, int64_t steps, int64_t N, bool add, const char* ahead) {
   constexpr int V = W == 16 && R <= 4 ? 4 : 2;
+  // there must be something to ask for
+  const int64_t stride = ahead ? 4 * W : 0;
+  if (!ahead) ahead = reinterpret_cast<const char*>(c);
   int64_t n = 0;
-  for (; n + V * W <= N; n += V * W) block<M, R, V>(a, rs, ks, b + n * M::pair, ldb, c + n, ldc, steps, add);
-  for (; n < N; n += W) block<M, R, 1>(a, rs, ks, b + n * M::pair, ldb, c + n, ldc, steps, add);
+  for (; n + V * W <= N; n += V * W)
+    block<M, R, V>(a, rs, ks, b + n * M::pair, ldb, c + n, ldc, steps, add, ahead + n / W * steps * stride, V * stride);
+  for (; n < N; n += W)
+    block<M, R, 1>(a, rs, ks, b + n * M::pair, ldb, c + n, ldc, steps, add, ahead + n / W * steps * stride, stride);
 }
 
-// C [R, N] = A B, or C + A B if `add`.
+// C [R, N] = A B, or C + A B if `add`. `next`: as many bytes as B has, which will be wanted next, or null.
 template <class M>
 static void product(const typename M::A* a, int64_t rs, int64_t ks, const typename M::B* b, int64_t ldb, float* c,
-                    int64_t ldc, int64_t steps, int64_t R, int64_t N, bool add) {
+                    int64_t ldc, int64_t steps, int64_t R, int64_t N, bool add, const void* next = nullptr) {
+  const char* ahead = static_cast<const char*>(next);
   int64_t r = 0;
-  for (; r + ROWS <= R; r += ROWS) panel<M, ROWS>(a + r * rs, rs, ks, b, ldb, c + r * ldc, ldc, steps, N, add);
+  for (; r + ROWS <= R; r += ROWS, ahead = nullptr)
+    panel<M, ROWS>(a + r * rs, rs, ks, b, ldb, c + r * ldc, ldc, steps, N, add, ahead);
   a += r * rs;
   c += r * ldc;
   switch (R - r) {
-    case 1: return panel<M, 1>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
-    case 2: return panel<M, 2>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
-    case 3: return panel<M, 3>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
+    case 1: return panel<M, 1>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
+    case 2: return panel<M, 2>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
+    case 3: return panel<M, 3>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
 #if defined(__AVX512F__)
-    case 4: return panel<M, 4>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
-    case 5: return panel<M, 5>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
-    case 6: return panel<M, 6>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
-    case 7: return panel<M, 7>(a, rs, ks, b, ldb, c, ldc, steps, N, add);
+    case 4: return panel<M, 4>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
+    case 5: return panel<M, 5>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
+    case 6: return panel<M, 6>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
+    case 7: return panel<M, 7>(a, rs, ks, b, ldb, c, ldc, steps, N, add, ahead);
 #endif
     default: return;
   }

@@ -12,10 +12,14 @@ constexpr float LOG2_E = 1.44269504088896f;
 
 // 2^x for x up to 127, to about one unit in the last place; 0 below -126; NaN stays NaN.
 inline vf exp2(vf x) {
+#if defined(__AVX512F__)
+  // the scaling underflows to zero by itself
+  vf f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n = round(x);
+#else
   const vf least = splat(-126.0f);
   vf y = x < least ? least : x;
-  vf n = round(y);
-  vf f = y - n;
+  vf n = round(y), f = y - n;
+#endif
   vf p = splat(1.5403530e-4f);
   p = fma(p, f, splat(1.3333558e-3f));
   p = fma(p, f, splat(9.6181291e-3f));
@@ -23,8 +27,12 @@ inline vf exp2(vf x) {
   p = fma(p, f, splat(2.4022651e-1f));
   p = fma(p, f, splat(6.9314718e-1f));
   p = fma(p, f, splat(1.0f));
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
   p = p * vf((__builtin_convertvector(n, vi) + 127) << 23);
   return x < least ? vf{} : p;
+#endif
 }
 
 inline float exp2_of(float x) { return exp2(splat(x))[0]; }
