@@ -10,6 +10,12 @@ namespace {
 struct Forward : Scan {
   Address initial, y, inner, states, final;
 
+  Address x_row(int64_t k, int64_t i, int64_t h) const {
+    return value_at(x, (first_token(k) + i) * x_step + h * P, x_type);
+  }
+  Address y_row(int64_t k, int64_t i, int64_t h) const {
+    return value_at(y, ((first_token(k) + i) * H + h) * P, x_type);
+  }
   // The state before (c = 0) or after the c-th chunk of sequence s, in `states`.
   float* kept(int64_t s, int64_t c, int64_t h) const {
     return at<float>(states) + ((first_chunk(s) + s + c) * H + h) * state;
@@ -37,8 +43,7 @@ struct Tiles {
   void read_head(const Forward& f, int64_t k, int64_t h) {
     decays.read(f, k, h);
     int64_t q = f.tokens(k);
-    Address x = value_at(f.x, f.first_token(k) * f.x_step + h * f.P, f.x_type);
-    load_tile(x, f.x_type, f.x_step, q, f.P, written, q);
+    load_tile(f.x_row(k, 0, h), f.x_type, f.x_step, q, f.P, written, q);
     scale_rows(written, decays.step, q, f.Pw, written);
   }
 };
@@ -56,8 +61,8 @@ void write(const Forward& f, const Tiles& t, int64_t k, int64_t h) {
   int64_t first = f.first_token(k), q = f.tokens(k);
   vf skip = splat(at<float>(f.D)[h]);
   for (int64_t i = 0; i < q; i++) {
-    const T* x = at<T>(f.x) + (first + i) * f.x_step + h * f.P;
-    T* y = at<T>(f.y) + ((first + i) * f.H + h) * f.P;
+    const T* x = at<T>(f.x_row(k, i, h));
+    T* y = at<T>(f.y_row(k, i, h));
     float* inner = f.inner ? at<float>(f.inner) + ((first + i) * f.H + h) * f.P : nullptr;
     for (int64_t p = 0; p < f.P; p += W) {
       vf own = load(t.y + i * f.Pw + p);
@@ -72,6 +77,8 @@ void speak(const Forward& f, Tiles& t, int64_t k, int64_t h, const float* found)
   int64_t q = f.tokens(k);
   const Decays& d = t.decays;
   for (int64_t i = 0; i < q; i++) {
+    prefetch(f.y_row(k, i, h), f.P, f.x_type);
+    if ((h + 1) % f.R) prefetch(f.x_row(k, i, h + 1), f.P, f.x_type);
     int64_t j = 0, end = filled(f, i);
     for (; j <= i; j += W) {
       // a choice, not only a product: past the diagonal lie numbers that were never written

@@ -15,6 +15,13 @@ struct Backward : Scan {
   Address dx, ddt, dA, dB, dC, dD, dinitial;
   float *dA_KH, *dD_KH;  // shares of the chunks, [K, H]
 
+  Address x_row(int64_t k, int64_t i, int64_t h) const {
+    return value_at(x, (first_token(k) + i) * x_step + h * P, x_type);
+  }
+  // A row of what lies as [T, H, P]: dy, dx, and inner, which is fp32.
+  Address row(Address base, int64_t k, int64_t i, int64_t h, int type) const {
+    return value_at(base, ((first_token(k) + i) * H + h) * P, type);
+  }
   const float* kept(int64_t s, int64_t c, int64_t h) const {
     return at<float>(states) + ((first_chunk(s) + s + c) * H + h) * state;
   }
@@ -52,8 +59,7 @@ struct Tiles {
         dcum(scratch.take(s.Qw)) {}
 
   void read_dy(const Backward& b, int64_t k, int64_t h) {
-    Address from = value_at(b.dy, (b.first_token(k) * b.H + h) * b.P, b.x_type);
-    load_tile(from, b.x_type, b.H * b.P, b.tokens(k), b.P, dy, b.Qw);
+    load_tile(b.row(b.dy, k, 0, h, b.x_type), b.x_type, b.H * b.P, b.tokens(k), b.P, dy, b.Qw);
   }
 };
 
@@ -74,12 +80,18 @@ float dot(const float* a, const float* b, int64_t n) {
 }
 
 // Inside the chunk: t.pairs, and this head's share of t.dscores.
-void pair_up(const Backward& b, Tiles& t, int64_t k) {
+void pair_up(const Backward& b, Tiles& t, int64_t k, int64_t h) {
   int64_t q = b.tokens(k), qw = whole_vectors(q);
   transpose(t.written, b.Pw, q, b.P, t.written_turned, b.Qw, true);
   product(Left::by_row, {q, qw, b.P, t.dy, b.Pw, t.written_turned, b.Qw, t.dpairs, b.Qw},
           Part::columns_to_row);
   for (int64_t i = 0; i < q; i++) {
+    prefetch(b.row(b.inner, k, i, h, 0), b.P, 0);
+    prefetch(b.row(b.dx, k, i, h, b.x_type), b.P, b.x_type);
+    if ((h + 1) % b.R) {
+      prefetch(b.x_row(k, i, h + 1), b.P, b.x_type);
+      prefetch(b.row(b.dy, k, i, h + 1, b.x_type), b.P, b.x_type);
+    }
     int64_t row = i * b.Qw, j = 0, end = filled(b, i);
     for (; j <= i; j += W) {
       // choices, not only products: past the diagonal lie numbers that were never written
@@ -100,10 +112,9 @@ void write_head(const Backward& b, Tiles& t, int64_t k, int64_t h, float dwhole)
   float rate = at<float>(b.A)[h];
   vf skip = splat(at<float>(b.D)[h]), dskip{};
   for (int64_t i = 0; i < q; i++) {
-    const T* x = at<T>(b.x) + (first + i) * b.x_step + h * b.P;
-    int64_t place = ((first + i) * b.H + h) * b.P;
-    const float* inner = at<float>(b.inner) + place;
-    T* dx = at<T>(b.dx) + place;
+    const T* x = at<T>(b.x_row(k, i, h));
+    const float* inner = at<float>(b.row(b.inner, k, i, h, 0));
+    T* dx = at<T>(b.row(b.dx, k, i, h, b.x_type));
     vf step = splat(t.decays.step[i]), heard{}, said{};
     for (int64_t p = 0; p < b.P; p += W) {
       vf own = load_upto(x + p, b.P - p), dy = load(t.dy + i * b.Pw + p);
@@ -133,11 +144,10 @@ void head(const Backward& b, Tiles& t, int64_t k, int64_t h, const float* found,
   int64_t q = b.tokens(k), qw = whole_vectors(q);
   Decays& d = t.decays;
   d.read(b, k, h);
-  Address x = value_at(b.x, b.first_token(k) * b.x_step + h * b.P, b.x_type);
-  load_tile(x, b.x_type, b.x_step, q, b.P, t.written, b.Qw);
+  load_tile(b.x_row(k, 0, h), b.x_type, b.x_step, q, b.P, t.written, b.Qw);
   scale_rows(t.written, d.step, q, b.Pw, t.written);
   t.read_dy(b, k, h);
-  pair_up(b, t, k);
+  pair_up(b, t, k, h);
   if (h_after)
     product(Left::by_row, {q, b.Pw, b.N, t.group.B, b.Nw, h_after, b.Pw, t.dwritten, b.Pw});
   product(Left::by_depth,

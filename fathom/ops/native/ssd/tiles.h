@@ -127,6 +127,13 @@ inline Address value_at(Address base, int64_t index, int type) {
   return base + Address(index) * (Type(type) == Type::fp32 ? 4 : 2);
 }
 
+// Ask for a row that will be read or written soon: rows of one head lie far apart, so nothing else
+// guesses them.
+inline void prefetch(Address row, int64_t values, int type) {
+  for (Address p = row, end = value_at(row, values, type); p < end; p += 64)
+    __builtin_prefetch(at<char>(p));
+}
+
 // The decays of one head over one chunk.
 struct Decays {
   float* cum;         // [Q] running sums of dt A
