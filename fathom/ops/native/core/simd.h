@@ -165,11 +165,24 @@ inline void store_upto(T* p, vf v, int64_t n) {
 
 // Sum of the lanes, always in the same order: halves added until one is left.
 inline float sum(vf v) {
+#if defined(__SSE2__)
+#if defined(__AVX512F__)
+  __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_maskz_extractf32x8_ps(0xff, v, 1));
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#elif defined(__AVX2__)
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+#else
+  __m128 four = v;
+#endif
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
   float held[W];
   store(held, v);
   for (int half = W / 2; half > 0; half /= 2)
     for (int i = 0; i < half; i++) held[i] += held[i + half];
   return held[0];
+#endif
 }
 
 inline float max(vf v) {
