@@ -14,10 +14,12 @@ import fathom
 from fathom import Memory, Nemotron, machine
 from fathom.errors import MissingError
 from fathom.model.memory import AttentionMemory, MambaMemory
-from fathom.model.precision import TABLES, lay
 
 PIECE = 2048
 """Prompt tokens that go through the model at once, as in Fathom's own runner."""
+
+PRECISIONS = ("fp32", "bf16", "nvfp4")
+"""What a folder's own weights are served in."""
 
 
 class FathomEngine:
@@ -56,18 +58,16 @@ class FathomEngine:
             self.model.config,
             sequences=batch,
             capacity=capacity,
-            dtype=self.model.head_weight.dtype,
+            dtype=self.model.embedding.weight.dtype,
         )
 
 
 def load(folder: Path, precision: str) -> FathomEngine:
     """Load a folder; raises `FathomError` where Fathom cannot serve it in this precision."""
     machine.tune()
-    if precision not in TABLES:
+    if precision not in PRECISIONS:
         raise MissingError(f"This Fathom has no precision {precision!r}.")
-    model = fathom.load(folder).eval()
-    lay(model, precision)
-    return FathomEngine(model)
+    return FathomEngine(fathom.load(folder).pack())
 
 
 def _fill(memory: Memory, context: int) -> None:

@@ -2,7 +2,8 @@
 
 Promise: data and formulas alone; timing is elsewhere. Shapes are those of the workloads. Bytes are
 of operands read and results written once, FLOP of the products; where an operation's operands fit
-a cache, several copies take turns, so that memory is what is measured.
+a cache, several copies take turns, so that memory is what is measured. Where weights are packed,
+PyTorch's own figure is of plain ones.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from workloads import BENCH_1B, POCKET_LIKE
 from fathom.config.model import ModelConfig
 from fathom.ops import attend, conv, dispatch, experts, linear, norm, ssd
 from fathom.ops.layout import Layout
+from fathom.ops.linear.packed import Format, Packed, PackedStack, matrix_bytes
 
 Call = Callable[[], object]
 
@@ -67,42 +69,84 @@ def _randn(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float32).to(dtype)
 
 
-def linear_case(label: str, rows: int, columns: int, tokens: int, dtype: torch.dtype) -> OpCase:
-    """tokens x columns times a matrix [rows, columns]."""
-    size = dtype.itemsize * rows * columns
+def linear_case(label: str, shape: tuple[int, int], tokens: int, form: Format) -> OpCase:
+    """tokens x columns times a matrix [rows, columns], packed in a format.
+
+    PyTorch multiplies plain weights: BF16 ones where the format is narrower.
+    """
+    rows, columns = shape
+    size = matrix_bytes(form, rows, columns)
+    dtype = _activations(form)
 
     def make() -> tuple[Call | None, Call | None]:
         x = _randn(dtype, tokens, columns)
-        sets = [(x, _randn(dtype, rows, columns), "stored") for _ in range(copies(size))]
-        return by_backend(linear.OPERATION, "linear", sets)
+        packed = [(x, packed_matrix(form, rows, columns)) for _ in range(copies(size))]
+        plain = rows * columns * dtype.itemsize
+        sets = [(x, _randn(dtype, rows, columns), "stored") for _ in range(copies(plain))]
+        native, _ = by_backend(linear.PACKED, "packed_linear", packed)
+        _, eager = by_backend(linear.OPERATION, "linear", sets)
+        return native, eager
 
     moved = size + dtype.itemsize * tokens * (rows + columns)
-    return OpCase(f"linear {label}, {tokens} rows", make, moved, 2.0 * tokens * rows * columns)
+    flop = 2.0 * tokens * rows * columns
+    return OpCase(f"linear {form}, {label}, {tokens} rows", make, moved, flop)
 
 
-def experts_case(config: ModelConfig, tokens: int, dtype: torch.dtype) -> OpCase:
-    """Routed experts of one block with the routing drawn uniformly."""
+def experts_case(config: ModelConfig, tokens: int, form: Format) -> OpCase:
+    """Routed experts of one block, packed in a format, with the routing drawn uniformly."""
     assert config.moe is not None
-    moe, width = config.moe, config.moe.latent or config.width
-    one = 2 * width * moe.expert_width
+    moe, width, dtype = config.moe, config.moe.latent or config.width, _activations(form)
+    up, down = (moe.experts, moe.expert_width, width), (moe.experts, width, moe.expert_width)
     generator = torch.Generator().manual_seed(tokens)
     scores = torch.rand(tokens, moe.experts, generator=generator)
     chosen = scores.topk(moe.chosen, dim=-1).indices
-    read = int(chosen.unique().numel()) * one * dtype.itemsize
+    one = matrix_bytes(form, *up[1:]) + matrix_bytes(form, *down[1:])
+    read = int(chosen.unique().numel()) * one
 
     def make() -> tuple[Call | None, Call | None]:
-        x = _randn(dtype, tokens, width)
-        weights = torch.rand(tokens, moe.chosen)
-        up, down = (moe.experts, moe.expert_width, width), (moe.experts, width, moe.expert_width)
-        sets = [
-            (x, _randn(dtype, *up), _randn(dtype, *down), chosen, weights)
-            for _ in range(min(4, copies(read)))
+        x, weights = _randn(dtype, tokens, width), torch.rand(tokens, moe.chosen)
+        turns = min(4, copies(read))
+        packed = [
+            (x, packed_stack(form, *up), packed_stack(form, *down), chosen, weights)
+            for _ in range(turns)
         ]
-        return by_backend(experts.OPERATION, "experts", sets)
+        sets = [
+            (x, _randn(dtype, *up), _randn(dtype, *down), chosen, weights) for _ in range(turns)
+        ]
+        native, _ = by_backend(experts.PACKED, "packed_experts", packed)
+        _, eager = by_backend(experts.OPERATION, "experts", sets)
+        return native, eager
 
     moved = read + 2 * dtype.itemsize * tokens * width
-    flop = 2.0 * tokens * moe.chosen * one
-    return OpCase(f"experts {config.name}, {tokens} rows", make, moved, flop)
+    flop = 4.0 * tokens * moe.chosen * width * moe.expert_width
+    return OpCase(f"experts {form}, {config.name}, {tokens} rows", make, moved, flop)
+
+
+def packed_matrix(form: Format, rows: int, columns: int) -> Packed:
+    """A packed matrix of small numbers."""
+    matrix = Packed.empty(form, rows, columns)
+    _small(matrix.data, form)
+    return matrix
+
+
+def packed_stack(form: Format, count: int, rows: int, columns: int) -> PackedStack:
+    """Packed matrices of small numbers."""
+    stack = PackedStack.empty(form, count, rows, columns)
+    _small(stack.data, form)
+    return stack
+
+
+def _small(data: Tensor, form: Format) -> None:
+    """Fill packed bytes: every one below 0x3c is a small number whatever it stands for."""
+    if form in ("fp32", "bf16"):
+        values = data.view(torch.float32 if form == "fp32" else torch.bfloat16)
+        values.normal_()
+    else:
+        data.random_(0, 256).bitwise_and_(0x3B)
+
+
+def _activations(form: Format) -> torch.dtype:
+    return torch.float32 if form == "fp32" else torch.bfloat16
 
 
 def route_case(config: ModelConfig, tokens: int, dtype: torch.dtype) -> OpCase:
@@ -237,20 +281,23 @@ def _lengths(lengths: Sequence[int]) -> str:
 
 def cases() -> Iterator[OpCase]:
     """Every case, in the order of a block."""
-    for config, dtype in ((BENCH_1B, torch.bfloat16), (POCKET_LIKE, torch.float32)):
-        mamba = config.mamba
+    narrow: tuple[Format, ...] = ("bf16", "nvfp4", "fp8")
+    for config, forms in ((BENCH_1B, narrow), (POCKET_LIKE, ("fp32",))):
+        dtype, mamba = _activations(forms[0]), config.mamba
         assert mamba is not None
         for tokens in (1, 16, 512):
             yield from norm_cases(config, tokens, dtype)
-            name = f"in_proj {config.name}"
-            yield linear_case(name, mamba.in_rows, config.width, tokens, dtype)
             yield conv_case(config, [tokens] if tokens == 512 else [1] * tokens, dtype)
             yield route_case(config, tokens, dtype)
-            yield experts_case(config, tokens, dtype)
+            for form in forms:
+                shape = (mamba.in_rows, config.width)
+                yield linear_case(f"in_proj {config.name}", shape, tokens, form)
+                yield experts_case(config, tokens, form)
+        for form in forms:
+            yield linear_case(f"head {config.name}", (config.vocab, config.width), 1, form)
         for sequences in (1, 16, 64):
             yield step_case(config, sequences, dtype)
         for lengths in ([512], [4096], [256] * 8):
             yield scan_case(config, lengths, dtype)
         for new, past in ((512, 0), (4096, 0), (1, 8192), (1, 32768)):
             yield attend_case(config, new, past, dtype)
-        yield linear_case(f"head {config.name}", config.vocab, config.width, 1, dtype)
