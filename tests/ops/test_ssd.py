@@ -137,3 +137,31 @@ def test_bf16_inputs_keep_their_type_and_fp32_states():
     assert y.dtype == torch.bfloat16
     assert final.dtype == torch.float32
     torch.testing.assert_close(y, wide.bfloat16())
+
+
+def test_a_step_in_place_is_the_step():
+    x, dt, A, B, C, D, state = case(Layout.of((1, 1, 1)), state=True)
+    y, after = ssd.step(x, dt, A, B, C, D, state)
+    assert torch.equal(ssd.step_(x, dt, A, B, C, D, state), y)
+    assert torch.equal(state, after)
+
+
+def test_replay_takes_each_sequence_its_own_number_of_steps():
+    x, dt, A, B, C, D, _ = case(Layout.of((4, 4)))
+    ring = [value.unflatten(0, (2, 4)) for value in (x, dt, B)]
+    before = torch.randn(2, H, P, N, generator=torch.Generator().manual_seed(1))
+    state = before.clone()
+    ssd.replay(state, *ring[:2], A, ring[2], torch.tensor([0, 3]))
+    assert torch.equal(state[0], before[0])
+    now = before[1:]
+    for t in range(4, 7):
+        one = slice(t, t + 1)
+        _, now = ssd.step(x[one], dt[one], A, B[one], C[one], D, now)
+    torch.testing.assert_close(state[1:], now, rtol=1e-5, atol=1e-5)
+
+
+def test_step_sizes_are_positive_fp32_without_a_clamp():
+    raw = torch.tensor([[-30.0, 0.0, 100.0]], dtype=torch.bfloat16)
+    steps = ssd.step_sizes(raw, torch.zeros(3, dtype=torch.bfloat16))
+    wanted = torch.tensor([[9.357623e-14, 0.6931472, 100.0]])
+    torch.testing.assert_close(steps, wanted, rtol=1e-5, atol=0.0)
