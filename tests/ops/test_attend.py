@@ -340,6 +340,8 @@ def test_what_native_attention_cannot_take_is_named():
         cpu.attend(q, k, v, Layout.of([8]), pages)
     with pytest.raises(KernelError, match="attend: pages of width 4 cannot hold"):
         cpu.attend(*case(layout, width=6), layout, pages)
+    with pytest.raises(KernelError, match=r"attend: k must be torch.float32 as q where gradients"):
+        cpu.attend(q.clone().requires_grad_(), k.bfloat16(), v.bfloat16(), layout, None)
     full = replace(pages, past_S=torch.tensor([0, 30], dtype=torch.int32))
     with pytest.raises(ValueError, match="sequence 1 needs 2 pages, its row of table_SB has 1"):
         cpu.attend(q, k, v, layout, full)

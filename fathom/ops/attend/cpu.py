@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from fathom.errors import KernelError
 from fathom.ops import dispatch, native
-from fathom.ops.attend.pages import Pages
+from fathom.ops.attend.pages import PAGE, Pages
 from fathom.ops.layout import Layout
 from fathom.ops.native.tensors import CODES, FLOATS, rows
 
@@ -31,6 +31,11 @@ def attend(
     """See `fathom.ops.attend.attend`."""
     inputs = (q_THd, k_Thd, v_Thd)
     if pages is None and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        if k_Thd.dtype != q_THd.dtype:
+            raise KernelError(
+                f"attend: k must be {q_THd.dtype} as q where gradients flow; got {k_Thd.dtype}. "
+                "Convert it."
+            )
         y_THd: Tensor = _Attend.apply(*inputs, layout)
         return y_THd
     return _forward(*inputs, layout, pages, keep=False)[0]
@@ -111,8 +116,8 @@ def _backward(
     T, H, d = q_THd.shape
     q, q_stride = rows("attend: q", q_THd, (T, H, d), *FLOATS)
     dy, dy_stride = rows("attend: gradient of y", _dense_rows(dy_THd), (T, H, d), q_THd.dtype)
-    keys = fresh_pages(k_Thd, layout, torch.float32)
-    values = fresh_pages(k_Thd, layout, torch.float32)
+    keys = fresh_pages(k_Thd, layout, torch.float32, 64)
+    values = fresh_pages(k_Thd, layout, torch.float32, 64)
     write(k_Thd, v_Thd, layout, keys)
     write(v_Thd, k_Thd, layout, values)
     dq_THd, dk_Thd, dv_Thd = (
@@ -148,14 +153,16 @@ def _dense_rows(x_THd: Tensor) -> Tensor:
     return x_THd if x_THd[0].is_contiguous() else x_THd.contiguous()
 
 
-def fresh_pages(k_Thd: Tensor, layout: Layout, dtype: torch.dtype, tokens: int = 64) -> Pages:
+def fresh_pages(k_Thd: Tensor, layout: Layout, dtype: torch.dtype, tokens: int = PAGE) -> Pages:
     """Pages of their own for sequences that remember nothing."""
     counts = [-(-length // tokens) for length in layout.lengths]
-    table_SB = torch.full((layout.sequences, max(counts)), -1, dtype=torch.int32)
-    used = 0
-    for row, count in zip(table_SB, counts, strict=True):
-        row[:count] = torch.arange(used, used + count, dtype=torch.int32)
-        used += count
+    used = sum(counts)
+    if len(set(counts)) == 1:
+        table_SB = torch.arange(used, dtype=torch.int32).view(len(counts), -1)
+    else:
+        table_SB = torch.full((len(counts), max(counts)), -1, dtype=torch.int32)
+        for row, pages in zip(table_SB, torch.arange(used).split(counts), strict=True):
+            row[: len(pages)] = pages
     return Pages.empty(
         used,
         k_Thd.shape[1],

@@ -141,7 +141,10 @@ struct Forward {
     for (int64_t i = 0; i < item.rows; i++) {
       int64_t token = call.pages.begin(item.s) + (item.row + i) / call.G, head = item.head * call.G + (item.row + i) % call.G;
       const X* from = q + token * call.q_stride + head * d;
-      for (int64_t j = 0; j < d; j++) r.query[i * d + j] = narrow<A>(widen(from[j]));
+      if constexpr (std::is_same_v<A, X>)
+        std::memcpy(r.query + i * d, from, d * sizeof(X));
+      else
+        for (int64_t j = 0; j < d; j++) r.query[i * d + j] = narrow<A>(widen(from[j]));
     }
   }
 

@@ -79,13 +79,23 @@ template <class M, int R, int V>
 static inline void block(const typename M::A* a, int64_t rs, int64_t ks, const typename M::B* b, int64_t ldb,
                          float* c, int64_t ldc, int64_t steps, bool add, const char* ahead, int64_t stride) {
   vf held[R][V];
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++) held[r][v] = add ? load(c + r * ldc + v * W) : vf{};
+#pragma GCC unroll 4
+    for (int v = 0; v < V; v++) held[r][v] = vf{};
+  if (add) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+      for (int v = 0; v < V; v++) held[r][v] = load(c + r * ldc + v * W);
+  }
   for (int64_t k = 0; k < steps; k++) {
     for (int v = 0; v < V; v++) __builtin_prefetch(ahead + k * stride + v * 4 * W, 0, 2);
     M::template step<R, V>(held, a + k * ks, rs, b + k * ldb);
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
     for (int v = 0; v < V; v++) store(c + r * ldc + v * W, held[r][v]);
 }
 
