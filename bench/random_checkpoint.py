@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from workloads import WORKLOADS
 
 from fathom.checkpoint.atomic import new_folder
 from fathom.checkpoint.expected import WEIGHT, layout, matrix_needs
@@ -166,8 +167,8 @@ def make(config: ModelConfig, folder: Path, table: str | None, seed: int = 0) ->
 
 
 def shape(name: str, layers: int | None) -> ModelConfig:
-    """A named size without its MTP head, or its first blocks alone."""
-    config = size(name).replace(mtp="")
+    """A named size or a workload, without an MTP head, or its first blocks alone."""
+    config = WORKLOADS[name] if name in WORKLOADS else size(name).replace(mtp="")
     if layers is not None and layers < len(config.pattern):
         config = config.replace(name=f"{name}-{layers}", pattern=config.pattern[:layers])
     return config
@@ -176,7 +177,7 @@ def shape(name: str, layers: int | None) -> ModelConfig:
 def main() -> None:
     """Read the command line and write the folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("size", help="a named size: nano, lightning, pocket ...")
+    parser.add_argument("size", help="a named size or a workload: nano, lightning, bench-1b ...")
     parser.add_argument("path", type=Path, help="the folder to write")
     parser.add_argument("--table", choices=list(TABLES), help="a precision map; left out: bf16")
     parser.add_argument("--layers", type=int, help="only so many blocks")
