@@ -124,21 +124,21 @@ class _Matrix:
 
     def encode(self) -> None:
         """Encode all rows."""
-        shape = self.entry.shape
+        rows, columns = self.entry.shape
         amax, scale = self.amax(), self.scale()
-        codes: list[Tensor] = []
-        scales: list[Tensor] = []
-        for part in row_pieces(*shape):
-            rows = self.rows(*part)
-            if self.kind == "nvfp4":
-                found = nvfp4.encode(rows, amax)
-                codes.append(found[0])
-                scales.append(found[1])
+        four = self.kind == "nvfp4"
+        dtype = torch.uint8 if four else torch.float8_e4m3fn
+        codes = torch.empty(rows, columns // 2 if four else columns, dtype=dtype)
+        scales = torch.empty(rows, columns // nvfp4.BLOCK * four, dtype=torch.float8_e4m3fn)
+        for first, count in row_pieces(rows, columns):
+            part, values = slice(first, first + count), self.rows(first, count)
+            if four:
+                codes[part], scales[part] = nvfp4.encode(values, amax)
             else:
-                codes.append(nvfp4.encode_fp8(rows, scale))
-        self.encoded["weight"] = torch.cat(codes).view(-1)
-        if scales:
-            self.encoded["weight_scale"] = torch.cat(scales).view(-1)
+                codes[part] = nvfp4.encode_fp8(values, scale)
+        self.encoded["weight"] = codes.view(-1)
+        if four:
+            self.encoded["weight_scale"] = scales.view(-1)
 
     def fill(self, which: str, piece: Tensor, start: int) -> None:
         """Put values of the tensor called `which` into the flat `piece`."""

@@ -1,11 +1,12 @@
 """NVFP4 and FP8 weights: golden bytes, ties, tiny and zero blocks, and what decoding gives back."""
 
+import numpy
 import pytest
 import torch
 
 from fathom.errors import KernelError
 from fathom.ops import nvfp4
-from fathom.ops.nvfp4.reference import PIECE, VALUES, _e2m1
+from fathom.ops.nvfp4.reference import PIECE, VALUES, _e2m1, _encode_factor
 
 GOLDEN = [0, -0.0, 0.1, -0.1, 0.25, 0.26, 0.5, 0.75, 1, -1.25, 1.75, 2.5, -3.5, 5, -5.1, 6]
 
@@ -47,6 +48,17 @@ def test_golden_bytes(amax, scale, packed):
     codes, scales = nvfp4.encode(torch.tensor([GOLDEN]), torch.tensor(amax))
     assert scales.view(torch.uint8).item() == scale
     assert bytes(codes[0].tolist()).hex(" ") == packed
+
+
+def test_factors_are_divided_once_in_fp32():
+    peaks = torch.rand(10_000, generator=torch.Generator().manual_seed(3)) * 0.2 + 0.01
+    exact = peaks.numpy()
+    wanted = numpy.float32(2688) / exact
+    assert (_encode_factor(peaks).numpy() == wanted).all()
+    alone = [_encode_factor(peak).item() for peak in peaks[:100]]
+    assert alone == wanted[:100].tolist()
+    assert (nvfp4.tensor_scale(peaks).numpy() == exact / numpy.float32(2688)).all()
+    assert (nvfp4.tensor_scale_fp8(peaks).numpy() == exact / numpy.float32(448)).all()
 
 
 def test_the_low_half_of_a_byte_is_the_even_column():

@@ -53,21 +53,22 @@ def largest(weight: Float[Tensor, "*B O I"]) -> Float[Tensor, "*B"]:
 
 
 def _encode_factor(amax: Tensor) -> Tensor:
-    """S of step 1: 2688 / A, capped; 1 for a matrix of zeros."""
-    factor = (E2M1_MAX * E4M3_MAX / amax.float()).clamp_max(FLOAT_MAX)
+    """S of step 1 for fp32 magnitudes: 2688 / A, capped; 1 for a matrix of zeros."""
+    # tensor by tensor: torch computes number / tensor as a product with a rounded reciprocal
+    factor = torch.div(amax.new_tensor(E2M1_MAX * E4M3_MAX), amax).clamp_max(FLOAT_MAX)
     return torch.where(amax == 0, 1.0, factor)
 
 
 def tensor_scale(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """The fp32 scale of NVFP4 matrices with these largest magnitudes: A / 2688, and 1 for 0."""
     factor = _encode_factor(amax)
-    exact = amax.float() / (E2M1_MAX * E4M3_MAX)
+    exact = amax / amax.new_tensor(E2M1_MAX * E4M3_MAX)
     return torch.where((amax == 0) | (factor == FLOAT_MAX), 1 / factor, exact)
 
 
 def tensor_scale_fp8(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """The fp32 scale of FP8 matrices with these largest magnitudes: A / 448, and 1 for 0."""
-    scale = amax.float() / E4M3_MAX
+    scale = amax / amax.new_tensor(E4M3_MAX)
     return torch.where(scale == 0, 1.0, scale)
 
 
