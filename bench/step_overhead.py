@@ -1,7 +1,8 @@
 """Python's share of a decode step: the whole call beside the recorded calls alone.
 
 The share is 1 - (time of a replay) / (time of a step as the engine asks for it). Both are timed
-turn by turn on the same memory, and beside them the step without a recording; medians are printed.
+turn by turn on the same memory, and beside them the step without a recording; medians are printed,
+and what each kernel takes of a replay.
 
     python bench/step_overhead.py pocket-like --sequences 1
     python bench/step_overhead.py runs/bench/bench-1b --steps 100
@@ -10,11 +11,12 @@ turn by turn on the same memory, and beside them the step without a recording; m
 import argparse
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from models import WORKLOADS
+from workloads import WORKLOADS
 
 import fathom
 from fathom import machine
@@ -52,7 +54,7 @@ def main() -> None:
     machine.tune()
     model = model_of(asked.model, torch.bfloat16 if asked.bf16 else torch.float32)
     count, dtype = asked.sequences, model.embedding.weight.dtype
-    room = asked.past + 3 * asked.steps * (asked.turns + 1) + 8
+    room = asked.past + asked.steps * (3 * asked.turns + 1) + 8
     memory = Memory.empty(model.config, sequences=count, capacity=room, dtype=dtype)
     step, tokens = RecordedStep(model, memory), list(range(1, count + 1))
     layout, tokens_S = Layout.of([1] * count), torch.tensor(tokens)
@@ -98,6 +100,13 @@ def main() -> None:
         f"{times['replay']:.3f} ms, step {times['step']:.3f} ms, unrecorded "
         f"{times['plain']:.3f} ms; Python's share {100 * share:.1f} %"
     )
+    spent: Counter[str] = Counter()
+    calls = step.recording.spent(asked.steps)
+    for name, microseconds in calls:
+        spent[name] += microseconds
+    for name, microseconds in spent.most_common():
+        count = sum(other == name for other, _ in calls)
+        print(f"  {name:20} {count:4} calls {microseconds:9.1f} us")
 
 
 if __name__ == "__main__":
