@@ -1,7 +1,8 @@
 """Python's share of a decode step: the whole call beside the recorded calls alone.
 
 The share is 1 - (time of a replay) / (time of a step as the engine asks for it). Both are timed
-turn by turn on the same memory, and beside them the step without a recording; medians are printed.
+turn by turn on the same memory, and beside them the step without a recording; medians are printed,
+and what each kernel takes of a replay.
 
     python bench/step_overhead.py pocket-like --sequences 1
     python bench/step_overhead.py runs/bench/bench-1b --steps 100
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from models import WORKLOADS
+from workloads import WORKLOADS
 
 import fathom
 from fathom import machine
@@ -52,7 +53,7 @@ def main() -> None:
     machine.tune()
     model = model_of(asked.model, torch.bfloat16 if asked.bf16 else torch.float32)
     count, dtype = asked.sequences, model.embedding.weight.dtype
-    room = asked.past + 3 * asked.steps * (asked.turns + 1) + 8
+    room = asked.past + asked.steps + 8
     memory = Memory.empty(model.config, sequences=count, capacity=room, dtype=dtype)
     step, tokens = RecordedStep(model, memory), list(range(1, count + 1))
     layout, tokens_S = Layout.of([1] * count), torch.tensor(tokens)
@@ -77,27 +78,28 @@ def main() -> None:
         step.recording.replay()
         memory.count(layout)
 
+    def turn(work: Callable[[], object]) -> float:
+        memory.seen = [asked.past] * count
+        memory.past_S.fill_(asked.past)
+        return milliseconds(work, asked.steps)
+
     works = {"plain": plain, "step": lambda: step.step(tokens), "replay": replay}
-    times = {
-        name: statistics.median(turns)
-        for name, turns in zip(
-            works,
-            zip(
-                *(
-                    [milliseconds(work, asked.steps) for work in works.values()]
-                    for _ in range(asked.turns)
-                ),
-                strict=True,
-            ),
-            strict=True,
-        )
-    }
+    turns = [[turn(work) for work in works.values()] for _ in range(asked.turns)]
+    times = dict(zip(works, map(statistics.median, zip(*turns, strict=True)), strict=True))
     share = 1 - times["replay"] / times["step"]
     print(
         f"{asked.model}, {count} sequences: {step.recording.calls} native calls; replay "
         f"{times['replay']:.3f} ms, step {times['step']:.3f} ms, unrecorded "
         f"{times['plain']:.3f} ms; Python's share {100 * share:.1f} %"
     )
+    memory.past_S.fill_(asked.past)
+    spent: dict[str, float] = {}
+    calls = step.recording.spent(asked.steps)
+    for name, microseconds in calls:
+        spent[name] = spent.get(name, 0.0) + microseconds
+    for name, microseconds in sorted(spent.items(), key=lambda pair: -pair[1]):
+        count = sum(other == name for other, _ in calls)
+        print(f"  {name:20} {count:4} calls {microseconds:9.1f} us")
 
 
 if __name__ == "__main__":

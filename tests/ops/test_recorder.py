@@ -189,3 +189,16 @@ def test_ten_thousand_replays_take_no_memory():
     for _ in range(10_000):
         recording.replay()
     assert psutil.Process().memory_info().rss - before < 1 << 20
+
+
+@torch.inference_mode()
+def test_what_each_call_takes_is_told_with_its_name():
+    toy = Toy(2, torch.float32)
+    recording = record(toy.step, toy.buffers())
+    spent = recording.spent(5)
+    assert len(spent) == recording.calls
+    assert {name for name, _ in spent} == {
+        *("add", "copy_cells", "count_up", "gather_rows", "rms_norm")
+    }
+    assert all(microseconds >= 0 for _, microseconds in spent)
+    assert toy.past.tolist() == [6, 6]

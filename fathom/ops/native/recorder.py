@@ -53,6 +53,11 @@ class Recording:
         """Make every call again, without Python and without its lock."""
         self._tape.replay()
 
+    def spent(self, times: int) -> list[tuple[str, float]]:
+        """Replay so many times; each call's name and its mean microseconds, in order."""
+        nanoseconds = self._tape.spent(times)
+        return [(self._tape.name(i), ns / 1e3 / times) for i, ns in enumerate(nanoseconds)]
+
 
 def record(step: Callable[[], Tensor], changing: Sequence[Tensor]) -> Recording:
     """Run `step` once and write down what it does.

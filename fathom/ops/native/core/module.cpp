@@ -18,6 +18,14 @@ NB_MODULE(FATHOM_MODULE, m) {
       .def("begin", &Tape::begin)
       .def("end", &Tape::end)
       .def("__len__", &Tape::size)
+      .def("name", &Tape::name)
+      .def("spent", [](const Tape& tape, int64_t times) {
+        std::vector<int64_t> spent;
+        for (int64_t i = 0; i < times; i++) tape.replay_timed(spent);
+        nb::list found;
+        for (int64_t nanoseconds : spent) found.append(nanoseconds);
+        return found;
+      })
       .def("replay", &Tape::replay, nb::call_guard<nb::gil_scoped_release>());
   bind_linear(m);
   bind_experts(m);

@@ -23,6 +23,7 @@ void bind_step(nb::module_& m);
 // Bind kernel F under `name`: recorded by tapes, without the interpreter's lock.
 template <auto F, class... Extra>
 void kernel(nb::module_& m, const char* name, const Extra&... extra) {
+  Recorded<F>::name = name;
   m.def(name, recorded<F>, nb::call_guard<nb::gil_scoped_release>(), extra...);
 }
 

@@ -5,6 +5,7 @@
 // order, so results are the same bits as long as the addresses hold what they held.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -25,17 +26,33 @@ class Tape {
  public:
   void begin() { recording = this; }
   void end() { recording = nullptr; }
-  void push(std::function<void()> call) { calls_.push_back(std::move(call)); }
+  void push(const char* name, std::function<void()> call) { calls_.push_back({name, std::move(call)}); }
   int64_t size() const { return int64_t(calls_.size()); }
+  const char* name(int64_t i) const { return calls_.at(size_t(i)).name; }
 
   void replay() const {
-    for (const auto& call : calls_) call();
+    for (const auto& call : calls_) call.make();
+  }
+
+  // Replay, and add the nanoseconds of every call to `spent`.
+  void replay_timed(std::vector<int64_t>& spent) const {
+    using Clock = std::chrono::steady_clock;
+    spent.resize(calls_.size());
+    for (size_t i = 0; i < calls_.size(); i++) {
+      auto begin = Clock::now();
+      calls_[i].make();
+      spent[i] += std::chrono::nanoseconds(Clock::now() - begin).count();
+    }
   }
 
   static thread_local Tape* recording;
 
  private:
-  std::vector<std::function<void()>> calls_;
+  struct Call {
+    const char* name;
+    std::function<void()> make;
+  };
+  std::vector<Call> calls_;
 };
 
 template <auto F>
@@ -43,9 +60,12 @@ struct Recorded;
 
 template <class... A, void (*F)(A...)>
 struct Recorded<F> {
+  // What Python calls it; set when it is bound.
+  static inline const char* name = "";
+
   static void call(A... arguments) {
     F(arguments...);
-    if (Tape::recording) Tape::recording->push([=] { F(arguments...); });
+    if (Tape::recording) Tape::recording->push(name, [=] { F(arguments...); });
   }
 };
 
