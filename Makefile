@@ -19,16 +19,19 @@ SCRIPTS := $(sort $(dir $(wildcard bench/*.py)))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help quickstart native check test test-long format clean
+.PHONY: help quickstart native native-check check test test-long format clean
 
 help: ## list these doors
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 quickstart: $(DEV) ## train, test and talk to a small model, in minutes
 	$(BIN)/fathom quickstart
 
 native: $(DEV) ## build the native kernels again, after a change to them
 	$(call build)
+
+native-check: $(DEV) ## the native kernels under sanitizers, and on aarch64 under an emulator
+	tests/native/check
 
 check: $(DEV) ## format, lint, types, house laws and fast tests: under three minutes
 	$(BIN)/ruff format --check .
@@ -39,7 +42,7 @@ check: $(DEV) ## format, lint, types, house laws and fast tests: under three min
 test: $(DEV) ## every test that needs no other implementation: under ten minutes
 	$(PYTEST) -m "not oracle"
 
-test-long: $(ALL) ## the tests that compare with other implementations
+test-long: $(ALL) native-check ## the tests that compare with other implementations; native-check
 	$(PYTEST) -m oracle
 
 format: $(DEV) ## format the code and mend what ruff can mend

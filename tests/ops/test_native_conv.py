@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fathom.errors import KernelError
-from fathom.ops import conv
+from fathom.ops import conv, native
 from fathom.ops.conv import cpu, eager, reference
 from fathom.ops.layout import Layout
 
@@ -113,6 +113,21 @@ def test_a_step_moves_the_tails_on_in_place(backend, dtype):
     backend.step_(x, weight, bias, tail)
     assert tail.data_ptr() == place
     assert torch.equal(tail, after)
+
+
+def test_a_recorded_step_moves_on_when_it_is_played_again(tier):
+    x, weight, bias, tail = case(5, 37, 4, 5)
+    tape = native.kernels().Tape()
+    tape.begin()
+    y = cpu.step_(x, weight, bias, tail)
+    tape.end()
+    assert len(tape) == 1
+    twice = tail.clone()
+    want = reference.step_(x.flip(0), weight, bias, twice)
+    x.copy_(x.flip(0))
+    tape.replay()
+    torch.testing.assert_close(y, want)
+    assert torch.equal(tail, twice)
 
 
 def test_a_step_lets_no_gradient_through():

@@ -23,7 +23,7 @@ def causal_conv(
     x_Tc: Tensor, weight_ck: Tensor, bias_c: Tensor, layout: Layout, tail_Skc: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Convolve every sequence; see `fathom.ops.conv.causal_conv`."""
-    bounds = torch.tensor((*layout.starts, layout.tokens))
+    bounds = layout.bounds
     if tail_Skc is not None:
         tail_Skc = tail_Skc.to(x_Tc.dtype).contiguous()
     if differentiated(x_Tc, weight_ck, bias_c, tail_Skc):

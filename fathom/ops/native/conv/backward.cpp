@@ -89,7 +89,7 @@ void conv_backward(Address dy, Address dtail_out, Address x, int64_t stride, Add
                    Address bias, Address tail, Address bounds, Address dx, Address dtail,
                    Address partial, Address dweight, Address dbias, int64_t S, int64_t T, int64_t c,
                    int64_t k, int type, int weight_type, int bias_type) {
-  const Sequences sequences{at<int64_t>(bounds), S};
+  const Sequences sequences{at<int32_t>(bounds), S};
   const int64_t runs = (c + CHANNELS - 1) / CHANNELS, ranges = (T + CONV_RANGE - 1) / CONV_RANGE;
   const double cost = 0.5 * double(std::min(T, CONV_RANGE) * std::min(c, CHANNELS));
   with_type(type, [&](auto* t) {

@@ -1,6 +1,6 @@
 // The kernels of the conv room: the causal depthwise convolution with its SiLU.
 //
-// Shapes: S sequences of T tokens in all, c channels, k taps. `bounds` [S + 1] (int64) says where each
+// Shapes: S sequences of T tokens in all, c channels, k taps. `bounds` [S + 1] (int32) says where each
 // sequence begins and where the last one ends; no bounds: every sequence has one token.
 #pragma once
 

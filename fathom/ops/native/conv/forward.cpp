@@ -58,7 +58,7 @@ static void keep_tail(const Inputs<T>& in, int64_t length, T* tail, int64_t n) {
 void conv(Address x, int64_t stride, Address weight, Address bias, Address tail, Address bounds,
           Address y, Address tail_out, int64_t S, int64_t T, int64_t c, int64_t k, int type,
           int weight_type, int bias_type) {
-  const Sequences sequences{at<int64_t>(bounds), S};
+  const Sequences sequences{at<int32_t>(bounds), S};
   const int64_t runs = (c + CHANNELS - 1) / CHANNELS, blocks = (T + TOKENS - 1) / TOKENS;
   const double cost = 0.15 * double(std::min(T, TOKENS) * std::min(c, CHANNELS));
   with_type(type, [&](auto* t) {

@@ -19,13 +19,13 @@ static constexpr float ZEROS[CHANNELS] = {};
 
 // A ragged stream: which tokens belong to which sequence.
 struct Sequences {
-  const int64_t* bounds;  // [S + 1], or null: one token each
+  const int32_t* bounds;  // [S + 1], or null: one token each
   int64_t S;
 
   int64_t begin(int64_t s) const { return bounds ? bounds[s] : s; }
   int64_t end(int64_t s) const { return bounds ? bounds[s + 1] : s + 1; }
   int64_t of(int64_t token) const {
-    return bounds ? std::upper_bound(bounds, bounds + S + 1, token) - bounds - 1 : token;
+    return bounds ? std::upper_bound(bounds, bounds + S + 1, int32_t(token)) - bounds - 1 : token;
   }
 };
 
