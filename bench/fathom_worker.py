@@ -14,12 +14,13 @@ import fathom
 from fathom import Memory, Nemotron, machine
 from fathom.errors import MissingError
 from fathom.model.memory import AttentionMemory, MambaMemory
+from fathom.model.precision import lay
 
 PIECE = 2048
 """Prompt tokens that go through the model at once, as in Fathom's own runner."""
 
-PRECISIONS = ("fp32", "bf16", "nvfp4")
-"""What a folder's own weights are served in."""
+PRECISIONS = ("fp32", "bf16", "nvfp4", "w4a8")
+"""A folder's own format, or int8 activations on NVFP4 weights."""
 
 
 class FathomEngine:
@@ -67,7 +68,10 @@ def load(folder: Path, precision: str) -> FathomEngine:
     machine.tune()
     if precision not in PRECISIONS:
         raise MissingError(f"This Fathom has no precision {precision!r}.")
-    return FathomEngine(fathom.load(folder).pack())
+    model = fathom.load(folder, packed=True)
+    if precision == "w4a8":
+        lay(model, precision)
+    return FathomEngine(model)
 
 
 def _fill(memory: Memory, context: int) -> None:
@@ -76,8 +80,8 @@ def _fill(memory: Memory, context: int) -> None:
         if isinstance(layer, MambaMemory) and context:
             layer.tail_Skc.normal_()
             layer.state_SHPN.normal_()
-        elif isinstance(layer, AttentionMemory):
-            for buffer in (*layer.keys, *layer.values):
-                buffer[:context].normal_()
-            layer.filled = [context] * len(layer.filled)
+        elif isinstance(layer, AttentionMemory) and context:
+            layer.pages.keys.normal_()
+            layer.pages.values.normal_()
     memory.seen = [context] * len(memory.seen)
+    memory.past_S.fill_(context)
