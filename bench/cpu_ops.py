@@ -17,7 +17,8 @@ from pathlib import Path
 import ceiling
 import torch
 from ceiling import Ceiling
-from op_cases import Call, OpCase, cases
+from op_calls import Call
+from op_cases import OpCase, cases
 from report import Row, machine_facts, print_rows, write
 
 from fathom import machine
@@ -38,12 +39,13 @@ def seconds(call: Call) -> float:
 
 def measured(case: OpCase, rates: Ceiling, turns: int) -> Row:
     """A B A B over one case."""
-    ours, theirs = case.make()
     found: dict[str, list[float]] = {"ours": [], "theirs": []}
-    for _ in range(turns + 1):
-        for name, call in (("ours", ours), ("theirs", theirs)):
-            if call is not None:
-                found[name].append(seconds(call))
+    with torch.inference_mode(not case.training):
+        ours, theirs = case.make()
+        for _ in range(turns + 1):
+            for name, call in (("ours", ours), ("theirs", theirs)):
+                if call is not None:
+                    found[name].append(seconds(call))
     # The first turn warms up.
     middle = {name: statistics.median(runs[1:]) for name, runs in found.items() if runs}
     return row(case, rates, middle.get("ours"), middle.get("theirs"), turns)
@@ -51,8 +53,9 @@ def measured(case: OpCase, rates: Ceiling, turns: int) -> Row:
 
 def row(case: OpCase, rates: Ceiling, ours: float | None, theirs: float | None, turns: int) -> Row:
     """Seconds of a call as a row: GB/s where memory is the bound, else GFLOP/s."""
-    by_memory = case.bytes / rates.read >= case.flop / rates.float_flops
-    amount, most = (case.bytes, rates.read) if by_memory else (case.flop, rates.float_flops)
+    flops = max(rates.float_flops, rates.int8_flops) if case.int8 else rates.float_flops
+    by_memory = case.bytes / rates.read >= case.flop / flops
+    amount, most = (case.bytes, rates.read) if by_memory else (case.flop, flops)
     rate = {name: amount / one / 1e9 if one else None for name, one in (("a", ours), ("b", theirs))}
     return Row(
         work=case.name,
@@ -83,11 +86,10 @@ def main() -> None:
     facts["tier"] = native.tier()
     print("\n".join(f"# {name}: {value}" for name, value in facts.items()))
     rows = []
-    with torch.inference_mode():
-        for case in cases():
-            if any(part in case.name for part in options.only):
-                rows.append(measured(case, ceiling.measure(), options.turns))
-                print_rows(rows[-1:])
+    for case in cases():
+        if any(part in case.name for part in options.only):
+            rows.append(measured(case, ceiling.measure(), options.turns))
+            print_rows(rows[-1:])
     if options.json:
         write(options.json, facts, rows)
 
