@@ -16,11 +16,13 @@ from rich.table import Table
 
 from fathom import __version__, machine
 from fathom.machine import Machine, Rates
-from fathom.ops import attend, conv, dispatch, experts, linear, norm, ssd
+from fathom.ops import attend, conv, dispatch, experts, linear, native, norm, ssd
 
 OPERATIONS = (
     *(room.OPERATION for room in (ssd, conv, attend, experts, linear, norm)),
     experts.ROUTE,
+    linear.PACKED,
+    experts.PACKED,
 )
 """Every operation that has backends."""
 
@@ -39,6 +41,10 @@ class Findings:
     """What products should run in, fp32 or bf16."""
     tuned: tuple[str, ...]
     """What was set on this machine."""
+    tier: str | None
+    """The tier of native kernels in use; None: there are none."""
+    tiers: tuple[str, ...]
+    """The tiers that were built and can run here."""
     backends: dict[str, dict[str, dict[str, str]]]
     """Use -> operation -> backend -> "chosen", "not needed", or why not."""
     lacks: tuple[str, ...]
@@ -76,6 +82,8 @@ def examine(seconds: float = 1.2) -> Findings:
         rates=rates,
         arithmetic=machine.fast_arithmetic(rates),
         tuned=tuple(tuned),
+        tier=native.tier(),
+        tiers=native.runnable(),
         backends=backends("cuda" if here.gpus else "cpu"),
         lacks=lacks(here, sys.platform),
     )
@@ -107,6 +115,8 @@ def lacks(here: Machine, platform: str) -> tuple[str, ...]:
             "On aarch64 the processor's name is unknown, and no kernel has been tuned for it: "
             "operations run on PyTorch's own."
         )
+    if (reason := native.why_not(dispatch.Case("cpu", torch.float32, False))) is not None:
+        found.append(f"No native kernels: {reason}.")
     if not here.gpus:
         found.append("No GPU that torch can use: everything runs on the processor.")
     if platform == "linux" and not here.features:
@@ -130,6 +140,11 @@ def show(found: Findings, console: Console) -> None:
     facts.add_row("GPUs", ", ".join(here.gpus) or "none")
     facts.add_row("products", f"fp32 {rates.fp32:.3g} GFLOP/s, bf16 {rates.bf16:.3g} GFLOP/s")
     facts.add_row("memory rate", f"reading {rates.read:.1f} GB/s, copying {rates.copy:.1f} GB/s")
+    others = [name for name in found.tiers if name != found.tier]
+    kernels = (
+        f"{found.tier} (also here: {', '.join(others) or 'no other'})" if found.tier else "none"
+    )
+    facts.add_row("native kernels", kernels)
     facts.add_row("arithmetic", f"{found.arithmetic}: {found.reason}")
     console.print(facts)
     for use, operations in _alike(found.backends).items():

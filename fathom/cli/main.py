@@ -19,6 +19,7 @@ from fathom.errors import FathomError
 VERBS = {
     "quickstart": ("Start here", "Train, test and talk to a small Nemotron 3 in minutes."),
     "doctor": ("Start here", "Say what this machine can do and which code it will run."),
+    "bench": ("Start here", "Measure this machine's tokens a second for a model."),
     "plan": ("Start here", "Say what a model needs: parameters, weights, memory."),
     "train": ("Models", "Train a model by a recipe, or go on where a run stopped."),
     "generate": ("Models", "Answer one prompt."),

@@ -52,12 +52,21 @@ def is_run(source: str | Path) -> bool:
 
 
 def open_model(
-    source: str | Path, *, which: Which = "last", dtype: torch.dtype | None = None
+    source: str | Path,
+    *,
+    which: Which = "last",
+    dtype: torch.dtype | None = None,
+    packed: bool = False,
 ) -> Nemotron:
-    """Load a model, in evaluation mode, on a GPU if torch sees one; raises `CheckpointError`."""
+    """Load a model, in evaluation mode, on a GPU if torch sees one; raises `CheckpointError`.
+
+    `packed` lays it out for fast generation where it runs on the CPU; it cannot be saved as it was
+    or trained then.
+    """
     device = "cuda" if torch.cuda.is_available() else None
+    packs = True if packed and device is None else None
     if not is_run(source):
-        return weights.load(source, dtype=dtype, device=device).eval()
+        return weights.load(source, dtype=dtype, device=device, packed=packs).eval()
     saved = Run(Path(source).expanduser() / CHECKPOINTS).load(which)
     model = Nemotron(ModelConfig.of(saved.facts["model"]), seed=None)
     tensors = {
@@ -66,7 +75,8 @@ def open_model(
         if name.startswith("model.")
     }
     model.load_state_dict(tensors)
-    return model.to(device=device, dtype=dtype).eval()
+    model = model.to(device=device, dtype=dtype).eval()
+    return model.pack() if packs else model
 
 
 def open_text(source: str | Path) -> Text:
@@ -85,14 +95,14 @@ def has_text(source: str | Path) -> bool:
 def open_both(
     source: str | Path, *, which: Which = "last", dtype: torch.dtype | None = None
 ) -> tuple[Nemotron, Text]:
-    """Load a model and its text; raises `CheckpointError` if it has no tokenizer."""
+    """Load a model, packed, and its text; raises `CheckpointError` if it has no tokenizer."""
     if not has_text(source):
         raise CheckpointError(
             f"{source} has no tokenizer.json, so words cannot become tokens. Put the model's "
             f"tokenizer files into the folder."
         )
     text = open_text(source)
-    return open_model(source, which=which, dtype=dtype), text
+    return open_model(source, which=which, dtype=dtype, packed=True), text
 
 
 __all__ = [
