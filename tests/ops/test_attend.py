@@ -229,6 +229,16 @@ def test_threads_do_not_change_a_bit_of_gradients(threads):
     assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
 
 
+def test_a_gradient_that_is_spread_over_tokens_is_taken_as_it_is():
+    lengths = [300, 70]
+    layout = Layout.of(lengths)
+    own = [x.requires_grad_() for x in case(layout, 6, 2, 48)]
+    got = torch.autograd.grad(cpu.attend(*own, layout, None).sum(), own)
+    wanted = torch.autograd.grad(reference.attend(*own, layout, None).sum(), own)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_of_bf16_agree(tier):
     lengths = [130, 7]
     inputs = case(Layout.of(lengths), 6, 2, 48, BF16)

@@ -115,7 +115,9 @@ def _backward(
     """Gradients of queries, keys and values from what the forward pass kept."""
     T, H, d = q_THd.shape
     q, q_stride = rows("attend: q", q_THd, (T, H, d), *FLOATS)
-    dy, dy_stride = rows("attend: gradient of y", _dense_rows(dy_THd), (T, H, d), q_THd.dtype)
+    # held by this name while the kernel runs
+    dy_THd = dy_THd if dy_THd[0].is_contiguous() else dy_THd.contiguous()
+    dy, dy_stride = rows("attend: gradient of y", dy_THd, (T, H, d), q_THd.dtype)
     keys = fresh_pages(k_Thd, layout, torch.float32, 64)
     values = fresh_pages(k_Thd, layout, torch.float32, 64)
     write(k_Thd, v_Thd, layout, keys)
@@ -146,11 +148,6 @@ def _backward(
         dv_Thd.data_ptr(),
     )
     return dq_THd, dk_Thd, dv_Thd
-
-
-def _dense_rows(x_THd: Tensor) -> Tensor:
-    """The tensor, copied if a token's values do not lie side by side."""
-    return x_THd if x_THd[0].is_contiguous() else x_THd.contiguous()
 
 
 def fresh_pages(k_Thd: Tensor, layout: Layout, dtype: torch.dtype, tokens: int = PAGE) -> Pages:
