@@ -55,6 +55,28 @@ struct Two {
   vf even, odd;
 };
 
+// Weights that are read once come from memory a line at a time; asking this many bytes ahead hides what a page's end costs.
+constexpr int64_t AHEAD = 4096;
+
+inline void ask_ahead(const void* p) { __builtin_prefetch(static_cast<const uint8_t*>(p) + AHEAD, 0, 2); }
+
+// Block scales are not negative: e4m3 without its sign, times 2^-8 (`SCALE_UNIT` makes up for it), exactly.
+constexpr float SCALE_UNIT = 256.0f;
+
+inline vf widen_scale(const uint8_t* p) {
+#if defined(__AVX512F__)
+  __m256i half = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_cvtph_ps(_mm256_slli_epi16(half, 7));
+#elif defined(__AVX2__)
+  __m128i half = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_cvtph_ps(_mm_slli_epi16(half, 7));
+#else
+  vf y;
+  for (int i = 0; i < W; i++) y[i] = e4m3(p[i]) / SCALE_UNIT;
+  return y;
+#endif
+}
+
 // e4m3 codes without NaN -> fp32, exactly: the half-precision number with the same bits, moved up, is 2^-8 of it.
 #if defined(__AVX512F__)
 inline vf widen_e4m3_words(__m256i codes) {

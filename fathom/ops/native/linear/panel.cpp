@@ -21,49 +21,67 @@ constexpr int PLAIN = 4, SCALED = 2;
 
 constexpr int GROUP = VECTORS < 2 ? VECTORS : 2;
 
-template <class S, int R>
-static inline void tile(const S& s, int64_t blocks, const void* const* rows, int g0, vf (&sum)[R][GROUP]) {
+// U blocks from `b` on. More than one at a time gives few rows enough independent sums to hide the latency of each;
+// the order of additions is the same.
+template <class S, int R, int U>
+static inline void some_blocks(const S& s, int64_t b, int64_t blocks, const typename S::Arithmetic::X* const (&x)[R], int g0,
+                               vf (&sum)[R][GROUP]) {
   using A = typename S::Arithmetic;
-  using X = typename A::X;
-  const X* x[R];
-  for (int r = 0; r < R; r++) x[r] = static_cast<const X*>(rows[r]);
-  for (int64_t b = 0; b < blocks; b++) {
-    typename A::Sum block[R][GROUP];
-    if constexpr (S::SCALED)
+  typename A::Sum block[U][R][GROUP];
+  if constexpr (S::SCALED)
+    for (int u = 0; u < U; u++)
       for (int r = 0; r < R; r++)
-        for (int g = 0; g < GROUP; g++) block[r][g] = A::start(x[r], blocks, b);
+        for (int g = 0; g < GROUP; g++) block[u][r][g] = A::start(x[r], blocks, b + u);
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; half++) {
-      typename S::Lanes lanes[GROUP];
-#pragma GCC unroll 2
-      for (int g = 0; g < GROUP; g++) lanes[g] = s.lanes(b, half, g0 + g);
+  for (int half = 0; half < 2; half++) {
+    typename S::Lanes lanes[U][GROUP];
 #pragma GCC unroll 4
-      for (int p = 0; p < A::STEPS; p++) {
+    for (int u = 0; u < U; u++)
+#pragma GCC unroll 2
+      for (int g = 0; g < GROUP; g++) lanes[u][g] = s.lanes(b + u, half, g0 + g);
+#pragma GCC unroll 4
+    for (int p = 0; p < A::STEPS; p++) {
+#pragma GCC unroll 4
+      for (int u = 0; u < U; u++) {
         typename A::Part w[GROUP];
 #pragma GCC unroll 2
-        for (int g = 0; g < GROUP; g++) w[g] = S::part(lanes[g], p);
+        for (int g = 0; g < GROUP; g++) w[g] = S::part(lanes[u][g], p);
 #pragma GCC unroll 12
         for (int r = 0; r < R; r++) {
-          auto v = A::spread(x[r] + b * BLOCK + half * 8 + p * (8 / A::STEPS));
+          auto v = A::spread(x[r] + (b + u) * BLOCK + half * 8 + p * (8 / A::STEPS));
 #pragma GCC unroll 2
           for (int g = 0; g < GROUP; g++) {
             if constexpr (S::SCALED)
-              block[r][g] = A::add(block[r][g], w[g], v);
+              block[u][r][g] = A::add(block[u][r][g], w[g], v);
             else
               sum[r][g] = A::add(sum[r][g], w[g], v);
           }
         }
       }
     }
-    if constexpr (S::SCALED) {
+  }
+  if constexpr (S::SCALED) {
+#pragma GCC unroll 4
+    for (int u = 0; u < U; u++)
 #pragma GCC unroll 2
       for (int g = 0; g < GROUP; g++) {
-        vf scale = s.scale(b, g0 + g);
+        vf scale = s.scale(b + u, g0 + g);
 #pragma GCC unroll 12
-        for (int r = 0; r < R; r++) sum[r][g] = fma(A::real(block[r][g]), scale, sum[r][g]);
+        for (int r = 0; r < R; r++) sum[r][g] = fma(A::real(block[u][r][g]), scale, sum[r][g]);
       }
-    }
   }
+}
+
+template <class S, int R>
+static inline void tile(const S& s, int64_t blocks, const void* const* rows, int g0, vf (&sum)[R][GROUP]) {
+  using A = typename S::Arithmetic;
+  using X = typename A::X;
+  constexpr int U = S::SCALED && W == 16 ? (R == 1 ? 4 : R == 2 ? 2 : 1) : 1;
+  const X* x[R];
+  for (int r = 0; r < R; r++) x[r] = static_cast<const X*>(rows[r]);
+  int64_t b = 0;
+  for (; b + U <= blocks; b += U) some_blocks<S, R, U>(s, b, blocks, x, g0, sum);
+  for (; b < blocks; b++) some_blocks<S, R, 1>(s, b, blocks, x, g0, sum);
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GROUP; g++) sum[r][g] = A::finish(sum[r][g], x[r], blocks);
 }

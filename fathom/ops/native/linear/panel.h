@@ -8,12 +8,14 @@
 
 namespace FATHOM_TIER {
 
-// A packed matrix [rows, columns]; `scale` multiplies all of it.
+// A packed matrix [rows, columns]; `scale` multiplies its products' sums.
 struct Weights {
   Format format;
   const uint8_t* data;
   int64_t rows, columns;
   float scale;
+  Weights(Format format, const uint8_t* data, int64_t rows, int64_t columns, float scale)
+      : format(format), data(data), rows(rows), columns(columns), scale(format == Format::nvfp4 ? scale * SCALE_UNIT : scale) {}
 };
 
 // What multiplies: fp32, pairs of bf16, or four int8 at a time (NVFP4 weights alone).

@@ -2,7 +2,7 @@
 //
 // A source serves an arithmetic: `Wide` multiplies fp32 (every tier), `Pairs` bf16 pairs (tiers with BF16
 // instructions), `Quads` four int8 at a time. `SCALED` sources have a scale for every block and output, by which a
-// block's sum is multiplied before it is added. `lanes(b, half, g)` prepares 8 columns of W outputs; `part(l, p)` gives
+// block's sum is multiplied before it is added, in units of 1 / SCALE_UNIT. `lanes(b, half, g)` prepares 8 columns of W outputs; `part(l, p)` gives
 // those of step p, of which 8 columns have A::STEPS.
 #pragma once
 
@@ -89,9 +89,13 @@ struct WideNvfp4 {
   struct Lanes {
     vu v;
   };
-  inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
+  inline Lanes lanes(int64_t b, int half, int g) const {
+    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
+    ask_ahead(p);
+    return {load_lanes(p)};
+  }
   static inline Two part(const Lanes& l, int p) { return {e2m1_of(l.v >> (4 * p)), e2m1_of(l.v >> (16 + 4 * p))}; }
-  inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
+  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
 };
 
 // A panel of scaled codes that was widened before: values as fp32, scales as fp32 [blocks][32].
@@ -169,11 +173,15 @@ struct PairsNvfp4 {
   const uint32_t* panel;
   const uint8_t* scales;
   using Lanes = WideNvfp4::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
+  inline Lanes lanes(int64_t b, int half, int g) const {
+    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
+    ask_ahead(p);
+    return {load_lanes(p)};
+  }
   static inline __m512i part(const Lanes& l, int p) {
     return _mm512_permutexvar_epi16(_mm512_srli_epi16(__m512i(l.v), 4 * p), _mm512_load_si512(E2M1_BF16));
   }
-  inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
+  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
 };
 
 struct PairsDecoded {
@@ -247,9 +255,13 @@ struct QuadsNvfp4 {
   const uint32_t* panel;
   const uint8_t* scales;
   using Lanes = WideNvfp4::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const { return {load_lanes(panel + (b * 2 + half) * PANEL + g * W)}; }
+  inline Lanes lanes(int64_t b, int half, int g) const {
+    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
+    ask_ahead(p);
+    return {load_lanes(p)};
+  }
   static inline vi part(const Lanes& l, int p) { return doubled_e2m1(vi((l.v >> (4 * p)) & 0x0f0f0f0fu)); }
-  inline vf scale(int64_t b, int g) const { return widen_e4m3(scales + b * PANEL + g * W); }
+  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
 };
 
 // A panel whose codes were doubled before: [blocks][4 quads][32 o][4] bytes.
