@@ -1,15 +1,16 @@
-"""How fast a machine could be at most: bytes that a step must move, FLOP that it must do.
+"""How fast a machine could be at most: bytes that a step must move, by the shape alone.
 
 Promise: plain formulas over a model's shape, the same for every engine, so that nobody argues;
 what the machine does a second is measured in `ceiling.py`. A decode step reads every stored tensor
 that it uses (of the routed experts as many as a batch is expected to hit), reads and writes the
-recurrent state and reads the keys and values of the past. A forward pass does the products with
-weights, the chunked scan and causal attention.
+recurrent state and reads the keys and values of the past. FLOP, and the same bytes counted on a
+model that is there, are the library's `model/traffic.py`.
 """
 
 from dataclasses import dataclass
 
-from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig, MoEConfig
+from fathom.config.model import MambaConfig, ModelConfig, MoEConfig
+from fathom.model.traffic import attention_flop, distinct_experts
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,6 @@ STORED = {
     "nvfp4": Stored(NVFP4_BYTES, NVFP4_BYTES, NVFP4_BYTES, 2, 2),
 }
 """The formats that the benchmarks' folders have."""
-
-
-def distinct_experts(moe: MoEConfig, tokens: int) -> float:
-    """Expected number of different experts that `tokens` tokens visit if routing is uniform."""
-    missed = (1 - moe.chosen / moe.experts) ** tokens
-    return moe.experts * (1 - missed)
 
 
 def weight_bytes(config: ModelConfig, stored: Stored, batch: int) -> float:
@@ -78,36 +73,6 @@ def decode_bytes(config: ModelConfig, stored: Stored, batch: int, context: int) 
     tail = config.conv_bytes(1) * per_value
     kept = 2 * (config.state_bytes + tail) + context * config.kv_bytes_per_token(1) * per_value
     return weight_bytes(config, stored, batch) + batch * kept
-
-
-def forward_flop(config: ModelConfig, documents: int, length: int, head_rows: int) -> float:
-    """FLOP of a forward pass: weights, chunked scan, causal attention.
-
-    Args:
-        config: the shape.
-        documents: sequences.
-        length: tokens of each.
-        head_rows: rows that become logits: all in training, each sequence's last in prefill.
-    """
-    tokens = documents * length
-    outside = 2 * config.vocab * config.width
-    weights = config.active_parameters - outside
-    scan = 0
-    if config.mamba is not None:
-        mamba = config.mamba
-        inside = mamba.chunk * (mamba.groups * mamba.state + mamba.inner)
-        scan = config.count("M") * (2 * inside + 4 * mamba.inner * mamba.state)
-    attend = attention_flop(config, length) / 2
-    head = 2 * config.vocab * config.width * head_rows
-    return float(tokens) * (2 * weights + scan + attend) + head
-
-
-def attention_flop(config: ModelConfig, context: int) -> float:
-    """FLOP of scores and weighted sums of one token over `context` others, in all layers."""
-    if config.attention is None:
-        return 0.0
-    shape: AttentionConfig = config.attention
-    return 4.0 * config.count("*") * context * shape.heads * shape.head_width
 
 
 def context_seconds(

@@ -8,13 +8,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bounds import STORED, context_seconds, decode_bytes, forward_flop
+from bounds import STORED, context_seconds, decode_bytes
 from ceiling import Ceiling
 from inference_cases import CONTEXT, Case, Contender
 from report import Row
 from works import Work
 
 from fathom.config.model import ModelConfig
+from fathom.model.traffic import forward_flop
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import torch
-from bounds import forward_flop
 from models import make
 from report import Row, machine_facts, print_rows, write
 from torch.nn import functional as F
@@ -28,6 +27,7 @@ from workloads import WORKLOADS
 import fathom
 from fathom import machine
 from fathom.config.model import ModelConfig
+from fathom.model.traffic import forward_flop
 
 CASES = {
     "pocket-like, 8 x 256": ("pocket-like", 8, 256, 5),

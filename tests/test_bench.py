@@ -16,7 +16,9 @@ import torch
 
 from fathom import Layout, ModelConfig, Nemotron
 from fathom.config.model import AttentionConfig, MambaConfig, MoEConfig
-from fathom.errors import FathomError
+from fathom.errors import FathomError, MissingError
+from fathom.model import traffic
+from fathom.ops import native
 
 SMALL = ModelConfig(
     name="small",
@@ -105,16 +107,16 @@ def test_the_large_workload_moves_what_it_was_computed_to(bench):
     assert moved["nvfp4"] == pytest.approx(170e6 + 25e6, rel=5e-3)
 
 
-def test_expected_experts_are_those_that_random_routing_visits(bench):
+def test_expected_experts_are_those_that_random_routing_visits():
     moe = SMALL.moe
     draw = random.Random(0)
     visits = []
     for _ in range(4000):
         tokens = [draw.sample(range(moe.experts), moe.chosen) for _ in range(5)]
         visits.append(len({expert for token in tokens for expert in token}))
-    found = bench("bounds").distinct_experts(moe, 5)
+    found = traffic.distinct_experts(moe, 5)
     assert found == pytest.approx(sum(visits) / len(visits), rel=0.02)
-    assert bench("bounds").distinct_experts(moe, 1) == pytest.approx(moe.chosen)
+    assert traffic.distinct_experts(moe, 1) == pytest.approx(moe.chosen)
 
 
 def test_states_are_read_and_written_and_the_past_is_read(bench):
@@ -126,18 +128,24 @@ def test_states_are_read_and_written_and_the_past_is_read(bench):
     assert bounds.decode_bytes(SMALL, stored, 3, 100) == pytest.approx(bare + 3 * (kept + past))
 
 
-def test_flop_of_a_longer_document_grow_by_its_attention(bench):
-    bounds = bench("bounds")
-    one, two = (bounds.forward_flop(SMALL, 1, n, head_rows=0) for n in (64, 128))
-    assert two - 2 * one == pytest.approx(64 * bounds.attention_flop(SMALL, 64))
-    with_head = bounds.forward_flop(SMALL, 1, 64, head_rows=64)
+@pytest.mark.parametrize(("batch", "context"), [(1, 0), (4, 300)])
+def test_bounds_of_a_shape_are_those_that_the_library_counts_on_a_model(bench, batch, context):
+    bounds, model = bench("bounds"), Nemotron(SMALL, device="meta", seed=None)
+    found = bounds.decode_bytes(SMALL, bounds.STORED["fp32"], batch, context)
+    assert found == pytest.approx(traffic.step_bytes(model, batch, context), rel=1e-3)
+
+
+def test_flop_of_a_longer_document_grow_by_its_attention():
+    one, two = (traffic.forward_flop(SMALL, 1, n, head_rows=0) for n in (64, 128))
+    assert two - 2 * one == pytest.approx(64 * traffic.attention_flop(SMALL, 64))
+    with_head = traffic.forward_flop(SMALL, 1, 64, head_rows=64)
     assert with_head - one == 2 * 64 * SMALL.vocab * SMALL.width
 
 
 def test_context_costs_what_takes_longer(bench):
     bounds = bench("bounds")
     moved = 1000 * SMALL.kv_bytes_per_token(2)
-    flop = bounds.attention_flop(SMALL, 1000)
+    flop = traffic.attention_flop(SMALL, 1000)
     stored = bounds.STORED["bf16"]
     assert bounds.context_seconds(SMALL, stored, 1000, 1.0, 1e30) == moved
     assert bounds.context_seconds(SMALL, stored, 1000, 1e30, 1.0) == flop
@@ -180,7 +188,7 @@ def test_the_first_run_warms_up_and_is_not_counted(bench):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_fathom_decodes_behind_a_context_that_it_never_read(bench, batch):
     worker = bench("fathom_worker")
-    engine = worker.FathomEngine(Nemotron(SMALL))
+    engine = worker.FathomEngine(Nemotron(SMALL).pack())
     memory = engine._memory(batch, 20)
     worker._fill(memory, 19)
     layout = Layout.of([1] * batch)
@@ -188,8 +196,12 @@ def test_fathom_decodes_behind_a_context_that_it_never_read(bench, batch):
         hidden = engine.model(torch.zeros(batch, dtype=torch.int64), layout, memory)
     assert hidden.isfinite().all()
     assert memory.seen == [20] * batch
-    assert engine.decode(batch, 19, 2) > 0
     assert engine.prefill(7, batch) > 0
+    if native.tier() is None:
+        with pytest.raises(MissingError, match="did not record"):
+            engine.decode(batch, 19, 2)
+    else:
+        assert engine.decode(batch, 19, 2) > 0
 
 
 def test_a_precision_that_fathom_lacks_is_an_error_in_words(bench, tmp_path):
@@ -255,6 +267,9 @@ def test_an_operation_is_shown_by_what_bounds_it(bench):
     assert (row.unit, row.fathom, row.of_bound, row.ratio) == ("GB/s", 0.5, 0.5, 2.0)
     row = ops.row(computes, rates, None, 20.0, 1)
     assert (row.unit, row.fathom, row.peer, row.bound) == ("GFLOP/s", None, 5.0, 10.0)
+    int8 = bench("op_cases").OpCase("c", lambda: (None, None), bytes=1e6, flop=1e11, int8=True)
+    row = ops.row(int8, bench("ceiling").Ceiling(1e9, 1e10, 4e10), 5.0, None, 1)
+    assert (row.fathom, row.bound, row.of_bound) == (20.0, 40.0, 0.5)
 
 
 def test_every_small_case_of_an_operation_can_be_called(bench):
