@@ -56,11 +56,12 @@ def packed(first: int, weight: Packed, values: Tensor) -> None:
 
 def moved(floats: Tensor, halves: Tensor, numbers: Tensor) -> None:
     """What a recorded step does between the operations: floats and halves [4, 8], numbers [4]."""
-    kernels, x, y, n = native.kernels(), floats.data_ptr(), halves.data_ptr(), numbers.data_ptr()
+    kernels, other = native.kernels(), torch.empty_like(floats)
+    x, y, n, z = (t.data_ptr() for t in (floats, halves, numbers, other))
     places = (1, 4, 8, 32, 8, 1, 32, 8, 1)
     kernels.add(x, x, x, floats.numel(), 0)
-    kernels.gather_rows(x, 32, 4, n, 8, x, 4, 32)
-    kernels.copy_cells(x, x, *places, 4)
+    kernels.gather_rows(x, 32, 4, n, 8, z, 4, 32)
+    kernels.copy_cells(x, z, *places, 4)
     kernels.convert_cells(x, y, *places, 0)
     kernels.count_up(n, 4, 0, 8)
 
