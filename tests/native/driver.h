@@ -140,5 +140,6 @@ void check_linear(Draw& draw);
 void check_experts(Draw& draw);
 void check_ssd(Draw& draw);
 void check_attend(Draw& draw);
+void check_step(Draw& draw);
 
 }  // namespace FATHOM_TIER

@@ -38,7 +38,8 @@ static void check(Draw& draw, Format format, int64_t T, int64_t D, int64_t I, in
 void check_experts(Draw& draw) {
   for_types([&](auto x) {
     for (Format format : {Format::fp32, Format::bf16, Format::fp8, Format::nvfp4})
-      for (auto [T, D, I, E, K] : {std::tuple{1, 32, 16, 4, 2}, {1, 80, 48, 7, 3}, {23, 80, 48, 7, 3}, {70, 48, 80, 5, 2}})
+      for (auto [T, D, I, E, K] :
+           {std::tuple{1, 32, 16, 4, 2}, {1, 80, 48, 7, 3}, {23, 80, 48, 7, 3}, {70, 48, 80, 5, 2}})
         for (bool int8 : {false, true})
           if (!int8 || format == Format::nvfp4) check<decltype(x)>(draw, format, T, D, I, E, K, int8);
   });

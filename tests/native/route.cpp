@@ -66,7 +66,8 @@ static void check_squared_relu(Draw& draw, int64_t n) {
 void check_route(Draw& draw) {
   for_types([&](auto x) {
     for_types([&](auto u) {
-      for (auto [T, D, E, K] : {std::tuple{1, 3, 1, 1}, {1, 300, 33, 4}, {2, 17, 5, 5}, {7, 300, 16, 3}, {37, 530, 50, 6}})
+      for (auto [T, D, E, K] :
+           {std::tuple{1, 3, 1, 1}, {1, 300, 33, 4}, {2, 17, 5, 5}, {7, 300, 16, 3}, {37, 530, 50, 6}})
         check<decltype(x), decltype(u)>(draw, T, D, E, K);
     });
     for (int64_t n : {1, 5, 16, 1000, 100003}) check_squared_relu<decltype(x)>(draw, n);

@@ -54,6 +54,18 @@ def packed(first: int, weight: Packed, values: Tensor) -> None:
     weight.unpack()
 
 
+def moved(floats: Tensor, halves: Tensor, numbers: Tensor) -> None:
+    """What a recorded step does between the operations: floats and halves [4, 8], numbers [4]."""
+    kernels, other = native.kernels(), torch.empty_like(floats)
+    x, y, n, z = (t.data_ptr() for t in (floats, halves, numbers, other))
+    places = (1, 4, 8, 32, 8, 1, 32, 8, 1)
+    kernels.add(x, x, x, floats.numel(), 0)
+    kernels.gather_rows(x, 32, 4, n, 8, z, 4, 32)
+    kernels.copy_cells(x, z, *places, 4)
+    kernels.convert_cells(x, y, *places, 0)
+    kernels.count_up(n, 4, 0, 8)
+
+
 def calls() -> dict[str, Callable[[], object]]:
     """What is called: every kernel at least once."""
     layout, x, weight = Layout.of([3, 2]), drawn(5, 16), drawn(16)
@@ -62,6 +74,7 @@ def calls() -> dict[str, Callable[[], object]]:
     chosen, weights = torch.tensor([[0, 3]] * 5), torch.ones(5, 2)
     heads, B, dt, A, D = drawn(5, 2, 8), drawn(5, 1, 8), torch.rand(5, 2), -torch.ones(2), drawn(2)
     state, counts = torch.zeros(5, 2, 8, 8), torch.ones(5, dtype=torch.int64)
+    floats = torch.zeros(4, 8)
     ring = [t.detach()[:, None].contiguous() for t in (heads, dt, B)]
     token = [t.detach() for t in (heads, dt, A, B, B, D)]
     return {
@@ -84,7 +97,13 @@ def calls() -> dict[str, Callable[[], object]]:
         "step": still(lambda: ssd.step_(*token, state)),
         "replay": still(lambda: ssd.replay(state, ring[0], ring[1], A, ring[2], counts)),
         "step sizes": trained(ssd.step_sizes, drawn(5, 2), drawn(2)),
-        "attend": still(lambda: attend.attend(*[t.detach() for t in (k, k, k)], layout)),
+        "attend": trained(
+            lambda q, k, v: attend.attend(q, k, v, layout), *(drawn(5, 1, 16) for _ in range(3))
+        ),
+        "attend in generation": still(
+            lambda: attend.attend(*[t.detach() for t in (k, k, k)], layout)
+        ),
+        "between": lambda: moved(floats, floats.bfloat16(), torch.arange(4)),
         "pages": still(lambda: fresh_pages(k.detach(), layout, torch.float32)),
     }
 
