@@ -12,6 +12,8 @@ WORKERS ?= 2
 BIN := .venv/bin
 DEV := .venv/dev.stamp
 ALL := .venv/all.stamp
+NATIVE := .venv/native.stamp
+KERNELS := CMakeLists.txt $(wildcard fathom/ops/native/*/*.cpp fathom/ops/native/*/*.h)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --durations=5
 # What mypy reads besides the library, as soon as there is any.
 SCRIPTS := $(sort $(dir $(wildcard bench/*.py)))
@@ -24,25 +26,25 @@ SCRIPTS := $(sort $(dir $(wildcard bench/*.py)))
 help: ## list these doors
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-quickstart: $(DEV) ## train, test and talk to a small model, in minutes
+quickstart: $(DEV) $(NATIVE) ## train, test and talk to a small model, in minutes
 	$(BIN)/fathom quickstart
 
-native: $(DEV) ## build the native kernels again, after a change to them
+native: $(DEV) ## build the native kernels, where one of their sources changed
 	$(call build)
 
-native-check: $(DEV) ## the native kernels under sanitizers, and on aarch64 under an emulator
+native-check: $(DEV) $(NATIVE) ## the native kernels under sanitizers, and on aarch64 under an emulator
 	tests/native/check
 
-check: $(DEV) ## format, lint, types, house laws and fast tests: under three minutes
+check: $(DEV) $(NATIVE) ## format, lint, types, house laws and fast tests: under three minutes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy fathom $(SCRIPTS)
 	$(PYTEST) -m "not slow and not oracle"
 
-test: $(DEV) ## every test that needs no other implementation: under ten minutes
+test: $(DEV) $(NATIVE) ## every test that needs no other implementation: under ten minutes
 	$(PYTEST) -m "not oracle"
 
-test-long: $(ALL) native-check ## the tests that compare with other implementations; native-check
+test-long: $(ALL) $(NATIVE) native-check ## the tests that compare with other implementations; native-check
 	$(PYTEST) -m oracle
 
 format: $(DEV) ## format the code and mend what ruff can mend
@@ -50,7 +52,7 @@ format: $(DEV) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 
 clean: ## remove the virtual environment, caches and builds; runs/ stays
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis fathom/ops/native/*.so
 	find bench examples fathom tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null; :
 
 define build
@@ -65,11 +67,15 @@ define install
 	@echo "Installing into .venv; the first time this takes some minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(1)]'
-	@$(call build) || echo "The native kernels were not built (a C++20 compiler is needed); all else works, slower."
 endef
 
 $(DEV): pyproject.toml constraints.txt
 	$(call install,dev)
+	@touch $@
+
+$(NATIVE): $(DEV) $(KERNELS)
+	@$(call build) || echo "The native kernels were not built (a C++20 compiler is needed);" \
+	  "everything works without them, only slower. \`fathom doctor\` says what is lost."
 	@touch $@
 
 $(ALL): pyproject.toml constraints.txt

@@ -65,7 +65,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help="Random weights' type: bf16 or fp32.")] = "bf16",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure this machine's tokens a second for a checkpoint or a size, beside the bound."""
+    """Measure this machine's tokens a second for a model."""
     lengths, batches, pasts = (_numbers(*x) for x in _lists(prefill, sequences, context))
     if steps < 1 or runs < 1:
         raise RequestError(f"--steps and --runs must be 1 or more; got {steps} and {runs}.")

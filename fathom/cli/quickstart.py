@@ -5,6 +5,7 @@ this run. Interrupted, the same command goes on where it stopped; done, it measu
 training again. What is trained is `quickstart.toml`, beside this file; the page is `report.py`.
 """
 
+import copy
 import json
 import math
 import time
@@ -95,12 +96,14 @@ class Tour:
         model.eval()
         with self.stage("held-out loss and drafts"):
             found, loads = self.judge(model, text)
+        # answers come from the same weights laid out for generation
+        served = copy.deepcopy(model).pack()
         with self.stage("held-out problems"):
-            right = self.test(model, text)
+            right = self.test(served, text)
         with self.stage("Hugging Face checkpoint"):
             self.convert(model, text)
         with self.stage("three questions"):
-            samples = self.ask(model, text)
+            samples = self.ask(served, text)
         self.facts["model"] = f"{model.config.name}, {model.config.parameters:,} parameters"
         self.facts["pattern"] = model.config.pattern + f", MTP {model.config.mtp}"
         self.facts["trained"] = f"{outcome.step} steps of {self.config.batch.tokens:,} tokens"

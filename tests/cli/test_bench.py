@@ -7,6 +7,11 @@ import pytest
 from fathom.cli.main import run
 
 
+@pytest.fixture(autouse=True)
+def as_it_is(untuned):
+    """The verb changes no setting of the process that runs the tests."""
+
+
 def outcome(capsys, *arguments):
     """Exit code and what was printed."""
     with pytest.raises(SystemExit) as stopped:

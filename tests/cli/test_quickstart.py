@@ -78,10 +78,10 @@ def test_the_recipe_trains_pocket_for_most_of_the_minutes():
 
 
 def test_a_checkpoint_that_computes_otherwise_is_not_passed_over(tour, tiny_run, monkeypatch):
-    from fathom.cli.source import open_both
+    from fathom.cli.source import open_model, open_text
     from fathom.errors import CheckpointError
 
-    model, text = open_both(tiny_run)
+    model, text = open_model(tiny_run), open_text(tiny_run)
     tour.convert(model, text)
 
     def damaged(folder):

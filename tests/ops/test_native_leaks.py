@@ -20,6 +20,7 @@ CALLS_MADE = 10_000
 GROWTH = 512 * 1024
 """Bytes that a process may grow by: 52 a call."""
 NO_KERNELS = {"Tape", "ScanInputs", "ScanSizes", "threads", "panel_bytes", "ssd_state_values"}
+NO_KERNELS |= {"large_pages"}  # advice to the system, once a buffer
 
 
 def drawn(*shape: int) -> Tensor:
