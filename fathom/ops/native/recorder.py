@@ -107,6 +107,11 @@ class _Recorder(TorchDispatchMode):
         self._end = end
         self._constant_bytes = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be kept from a compiler that is not at work: that would import it, in a second."""
+        return False
+
     def refuse(self, reason: str) -> None:
         """End the recording; the step goes on without it."""
         if self.why_not is None:
