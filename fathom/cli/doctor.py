@@ -113,7 +113,7 @@ def lacks(here: Machine, platform: str) -> tuple[str, ...]:
     elif "aarch64" in here.system:
         found.append(
             "On aarch64 the processor's name is unknown, and no kernel has been tuned for it: "
-            "operations run on PyTorch's own."
+            "operations run on the portable ones."
         )
     if (reason := native.why_not(dispatch.Case("cpu", torch.float32, False))) is not None:
         found.append(f"No native kernels: {reason}.")

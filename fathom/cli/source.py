@@ -60,8 +60,7 @@ def open_model(
 ) -> Nemotron:
     """Load a model, in evaluation mode, on a GPU if torch sees one; raises `CheckpointError`.
 
-    `packed` lays it out for fast generation where it runs on the CPU; it cannot be saved as it was
-    or trained then.
+    `packed` lays it out for fast generation where it runs on the CPU; it cannot be trained then.
     """
     device = "cuda" if torch.cuda.is_available() else None
     packs = True if packed and device is None else None

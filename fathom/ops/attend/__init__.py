@@ -8,13 +8,13 @@ query heads. What pages are is `pages.py`; projections and memory are `model/att
 from jaxtyping import Float
 from torch import Tensor
 
-from fathom.ops import dispatch
+from fathom.ops import dispatch, native
 from fathom.ops.attend import cpu, eager, reference
 from fathom.ops.attend.pages import Pages
 from fathom.ops.layout import Layout
 
 OPERATION = dispatch.in_torch(
-    "attend", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+    "attend", eager, reference, native.backend(cpu)
 )
 """The backends of this operation."""
 

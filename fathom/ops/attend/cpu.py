@@ -14,15 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fathom.errors import KernelError
-from fathom.ops import dispatch, native
+from fathom.ops import native
 from fathom.ops.attend.pages import PAGE, Pages
 from fathom.ops.layout import Layout
-from fathom.ops.native.tensors import CODES, FLOATS, rows
-
-
-def why_not(case: dispatch.Case) -> str | None:
-    """What speaks against this backend in words; None: nothing."""
-    return native.why_not(case)
+from fathom.ops.native.tensors import CODES, FLOATS, differentiated, rows
 
 
 def attend(
@@ -30,7 +25,7 @@ def attend(
 ) -> Tensor:
     """See `fathom.ops.attend.attend`."""
     inputs = (q_THd, k_Thd, v_Thd)
-    if pages is None and torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+    if pages is None and differentiated(*inputs):
         if k_Thd.dtype != q_THd.dtype:
             raise KernelError(
                 f"attend: k must be {q_THd.dtype} as q where gradients flow; got {k_Thd.dtype}. "
@@ -225,4 +220,4 @@ def _sizes(pages: Pages) -> tuple[int, int, int, int, int, float, float]:
     )
 
 
-__all__ = ["attend", "fresh_pages", "why_not", "write"]
+__all__ = ["attend", "fresh_pages", "write"]

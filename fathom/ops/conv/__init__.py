@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fathom.ops import dispatch
+from fathom.ops import dispatch, native
 from fathom.ops.conv import cpu, eager, reference
 from fathom.ops.layout import Layout
 
 OPERATION = dispatch.in_torch(
-    "conv", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+    "conv", eager, reference, native.backend(cpu)
 )
 """The backends of this operation."""
 

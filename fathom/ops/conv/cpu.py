@@ -16,8 +16,6 @@ from fathom.ops import native
 from fathom.ops.layout import Layout
 from fathom.ops.native.tensors import CODES, FLOATS, dense, differentiated, rows
 
-why_not = native.why_not
-
 
 def causal_conv(
     x_Tc: Tensor, weight_ck: Tensor, bias_c: Tensor, layout: Layout, tail_Skc: Tensor | None
@@ -114,4 +112,4 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-__all__ = ["causal_conv", "step_", "why_not"]
+__all__ = ["causal_conv", "step_"]

@@ -10,7 +10,7 @@ steers the choice and never the weights. Latent projections and the shared exper
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fathom.ops import dispatch
+from fathom.ops import dispatch, native
 from fathom.ops.experts import cpu, eager, reference, routing_cpu
 from fathom.ops.linear import PackedStack, Precision, rounds_rows
 
@@ -18,12 +18,12 @@ OPERATION = dispatch.in_torch("experts", eager, reference)
 """The backends of the experts themselves."""
 
 ROUTE = dispatch.in_torch(
-    "route", eager, reference, dispatch.Backend("native", routing_cpu, routing_cpu.why_not)
+    "route", eager, reference, native.backend(routing_cpu)
 )
 """The backends of the choice and of the activation."""
 
 PACKED = dispatch.in_torch(
-    "packed_experts", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+    "packed_experts", eager, reference, native.backend(cpu)
 )
 """The backends of experts with packed weights."""
 

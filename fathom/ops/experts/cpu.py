@@ -9,15 +9,10 @@ import torch
 from torch import Tensor
 
 from fathom.errors import KernelError
-from fathom.ops import dispatch, native
+from fathom.ops import native
 from fathom.ops.linear.packed import CODES, PackedStack
 from fathom.ops.native.tensors import CODES as TYPES
 from fathom.ops.native.tensors import FLOATS, dense, rows
-
-
-def why_not(case: dispatch.Case) -> str | None:
-    """What speaks against this backend in words; None: nothing."""
-    return native.why_not(case)
 
 
 def packed_experts(
@@ -61,4 +56,4 @@ def packed_experts(
     return y_TD
 
 
-__all__ = ["packed_experts", "why_not"]
+__all__ = ["packed_experts"]

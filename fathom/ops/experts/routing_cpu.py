@@ -16,8 +16,6 @@ from fathom.errors import KernelError
 from fathom.ops import native
 from fathom.ops.native.tensors import CODES, FLOATS, dense, differentiated, rows
 
-why_not = native.why_not
-
 
 def route(
     x_TD: Tensor, weight_ED: Tensor, correction_E: Tensor, chosen: int, scale: float
@@ -122,4 +120,4 @@ class _SquaredReLU(torch.autograd.Function):
         return dx
 
 
-__all__ = ["route", "squared_relu", "why_not"]
+__all__ = ["route", "squared_relu"]

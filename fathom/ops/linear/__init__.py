@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fathom.errors import KernelError
-from fathom.ops import dispatch
+from fathom.ops import dispatch, native
 from fathom.ops.linear import cpu, eager, reference
 from fathom.ops.linear.eager import multiplies_bf16
 from fathom.ops.linear.packed import Format, Packed, PackedStack
@@ -23,7 +23,7 @@ OPERATION = dispatch.in_torch("linear", eager, reference)
 """The backends of products with plain weights."""
 
 PACKED = dispatch.in_torch(
-    "packed_linear", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+    "packed_linear", eager, reference, native.backend(cpu)
 )
 """The backends of products with packed weights."""
 

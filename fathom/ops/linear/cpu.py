@@ -9,15 +9,10 @@ instructions where the tier has them, else in fp32; fp32 rows always in fp32. Th
 import torch
 from torch import Tensor
 
-from fathom.ops import dispatch, native
+from fathom.ops import native
 from fathom.ops.linear.packed import CODES, Packed
 from fathom.ops.native.tensors import CODES as TYPES
 from fathom.ops.native.tensors import FLOATS, dense, rows
-
-
-def why_not(case: dispatch.Case) -> str | None:
-    """What speaks against this backend in words; None: nothing."""
-    return native.why_not(case)
 
 
 def packed_linear(x_TI: Tensor, weight: Packed, int8: bool) -> Tensor:
@@ -43,4 +38,4 @@ def packed_linear(x_TI: Tensor, weight: Packed, int8: bool) -> Tensor:
     return y_TO
 
 
-__all__ = ["packed_linear", "why_not"]
+__all__ = ["packed_linear"]

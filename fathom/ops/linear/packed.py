@@ -89,18 +89,10 @@ class Packed:
             )
         values = values.contiguous()
         scales = None if scales is None else scales.contiguous()
-        if not _native():
+        if _native():
+            native.kernels().pack(*self._part(first, values, scales))
+        else:
             _lay(self, first, values, scales)
-            return
-        native.kernels().pack(
-            CODES[self.format],
-            values.data_ptr(),
-            0 if scales is None else scales.data_ptr(),
-            self.data.data_ptr(),
-            first,
-            count,
-            self.columns,
-        )
 
     def unpack(self, first: int = 0, count: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Rows [first, first + count) as `fill` takes them: values, and NVFP4's block scales."""
@@ -113,18 +105,10 @@ class Packed:
         scales = None
         if halved:
             scales = torch.empty(count, self.columns // BLOCK, dtype=torch.float8_e4m3fn)
-        if not _native():
+        if _native():
+            native.kernels().unpack(*self._part(first, values, scales))
+        else:
             _read(self, first, values, scales)
-            return values, scales
-        native.kernels().unpack(
-            CODES[self.format],
-            values.data_ptr(),
-            0 if scales is None else scales.data_ptr(),
-            self.data.data_ptr(),
-            first,
-            count,
-            self.columns,
-        )
         return values, scales
 
     def dense(self, first: int = 0, count: int | None = None) -> Tensor:
@@ -135,6 +119,18 @@ class Packed:
         codes = torch.stack([values & 15, values >> 4], -1).flatten(1).int()
         blocks: Tensor = _E2M1[codes].unflatten(1, (-1, BLOCK)) * scales.float()[..., None]
         return blocks.flatten(1) * self.scale
+
+    def _part(self, first: int, values: Tensor, scales: Tensor | None) -> tuple[int, ...]:
+        """What the kernels want to know of rows from `first` on, and of where their values are."""
+        return (
+            CODES[self.format],
+            values.data_ptr(),
+            0 if scales is None else scales.data_ptr(),
+            self.data.data_ptr(),
+            first,
+            values.shape[0],
+            self.columns,
+        )
 
     def _check(self, first: int, count: int) -> None:
         """Raise unless rows [first, first + count) are whole panels of this matrix."""

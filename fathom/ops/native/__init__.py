@@ -64,6 +64,11 @@ def why_not(case: dispatch.Case) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def backend(module: ModuleType) -> dispatch.Backend:
+    """An operation's native backend: a module whose functions call the kernels."""
+    return dispatch.Backend("native", module, why_not)
+
+
 @functools.lru_cache(maxsize=8)
 def _choose(forced: str) -> ModuleType | str:
     """The module to use, or why there is none; `forced` is a tier, "none", or nothing."""
@@ -101,4 +106,4 @@ def _load(name: str) -> ModuleType | str:
         return f"the tier {name} was not built ({error})"
 
 
-__all__ = ["TIERS", "kernels", "lacks", "runnable", "tier", "why_not"]
+__all__ = ["TIERS", "backend", "kernels", "lacks", "runnable", "tier", "why_not"]

@@ -7,11 +7,11 @@ is used as it is (no one added).
 from jaxtyping import Float
 from torch import Tensor
 
-from fathom.ops import dispatch
+from fathom.ops import dispatch, native
 from fathom.ops.norm import cpu, eager, reference
 
 OPERATION = dispatch.in_torch(
-    "norm", eager, reference, dispatch.Backend("native", cpu, cpu.why_not)
+    "norm", eager, reference, native.backend(cpu)
 )
 """The backends of this operation."""
 

@@ -15,8 +15,6 @@ from fathom.errors import KernelError
 from fathom.ops import native
 from fathom.ops.native.tensors import CODES, FLOATS, dense, differentiated, rows
 
-why_not = native.why_not
-
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """See `fathom.ops.norm.rms_norm`."""
@@ -126,4 +124,4 @@ class _GatedNorm(torch.autograd.Function):
         return dy, dz, dweight.to(weight.dtype), None, None
 
 
-__all__ = ["gated_norm", "rms_norm", "why_not"]
+__all__ = ["gated_norm", "rms_norm"]

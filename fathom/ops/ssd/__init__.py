@@ -8,11 +8,11 @@ convolution and the gate around it are `model/mamba.py`.
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fathom.ops import dispatch
+from fathom.ops import dispatch, native
 from fathom.ops.layout import Layout
 from fathom.ops.ssd import cpu, eager, reference
 
-OPERATION = dispatch.in_torch("ssd", eager, reference, dispatch.Backend("native", cpu, cpu.why_not))
+OPERATION = dispatch.in_torch("ssd", eager, reference, native.backend(cpu))
 """The backends of this operation."""
 
 

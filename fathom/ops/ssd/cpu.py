@@ -16,11 +16,9 @@ from torch.autograd.function import once_differentiable
 from fathom.errors import KernelError
 from fathom.ops import native
 from fathom.ops.layout import Layout
-from fathom.ops.native.tensors import CODES, FLOATS, dense, rows
+from fathom.ops.native.tensors import CODES, FLOATS, dense, differentiated, rows
 from fathom.ops.ssd import eager
 from fathom.ops.ssd.chunks import pieces, tile
-
-why_not = native.why_not
 
 FP32 = torch.float32
 
@@ -38,7 +36,7 @@ def scan(
 ) -> tuple[Tensor, Tensor]:
     """Run every sequence through the recurrence; see `fathom.ops.ssd.scan`."""
     inputs = (x_THP, dt_TH, A_H.float(), B_TGN, C_TGN, D_H.float(), state_SHPN)
-    if _learns(*inputs):
+    if differentiated(*inputs):
         y_THP, final_SHPN = _Scan.apply(*inputs, layout, tile(chunk))
         return y_THP, final_SHPN
     y_THP, final_SHPN, _, _ = _forward(*inputs, layout, tile(chunk), keep=False)
@@ -55,7 +53,7 @@ def step(
     state_SHPN: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One token of every sequence; see `fathom.ops.ssd.step`."""
-    if _learns(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN):
+    if differentiated(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN):
         return eager.step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
     after_SHPN = torch.empty_like(state_SHPN)
     y_SHP = _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, after_SHPN)
@@ -72,7 +70,7 @@ def step_(
     state_SHPN: Tensor,
 ) -> Tensor:
     """One token of every sequence, the state in place: one native call."""
-    if _learns(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN):
+    if differentiated(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN):
         return eager.step_(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
     return _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, state_SHPN)
 
@@ -110,15 +108,10 @@ def replay(
 
 def step_sizes(dt_TH: Tensor, bias_H: Tensor) -> Tensor:
     """softplus(dt + bias) in fp32; see `fathom.ops.ssd.step_sizes`."""
-    if _learns(dt_TH, bias_H):
+    if differentiated(dt_TH, bias_H):
         steps_TH: Tensor = _StepSizes.apply(dt_TH, bias_H)
         return steps_TH
     return _step_sizes(dt_TH, bias_H)
-
-
-def _learns(*tensors: Tensor | None) -> bool:
-    """Whether a gradient is wanted of any of them."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _check_groups(heads: int, groups: int) -> None:
@@ -337,4 +330,4 @@ class _StepSizes(torch.autograd.Function):
         return ddt, dbias.to(bias.dtype)
 
 
-__all__ = ["replay", "scan", "step", "step_", "step_sizes", "why_not"]
+__all__ = ["replay", "scan", "step", "step_", "step_sizes"]

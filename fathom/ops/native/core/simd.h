@@ -144,15 +144,10 @@ inline void store_some(T* p, vf v, int n) {
   std::memcpy(p, held, n * sizeof(T));
 }
 
+// The first W or n values; n may be zero or less, then nothing is read.
 template <class T>
 inline vf load_upto(const T* p, int64_t n) {
   return n >= W ? load(p) : load_some(p, int(n));
-}
-
-// As load_upto, where n may be zero or less: then nothing is read.
-template <class T>
-inline vf load_upto_zero(const T* p, int64_t n) {
-  return n >= W ? load(p) : load_some(p, n > 0 ? int(n) : 0);
 }
 
 template <class T>

@@ -1,5 +1,6 @@
 // Weights into their panels and back.
 #include <cstring>
+#include <type_traits>
 
 #include "linear/linear.h"
 
@@ -58,43 +59,52 @@ static void unpack_nvfp4(const uint8_t* panel, uint8_t* codes, uint8_t* scales, 
     }
 }
 
-// values of rows [first, first + rows) -> their panels; first is a multiple of 32
-void pack(int format, Address values, Address scales, Address data, int64_t first, int64_t rows, int64_t columns) {
-  Format f = Format(format);
-  int64_t bytes = panel_bytes(f, columns);
+// f(panel, first value, rows) for each panel of rows [first, first + rows); first is a multiple of 32
+template <class F>
+static void each_panel(Format format, Address data, int64_t first, int64_t rows, int64_t columns, const F& f) {
+  int64_t bytes = panel_bytes(format, columns);
   share(panels_of(rows), 64.0 * double(columns), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
-      int64_t done = i * PANEL, own = std::min<int64_t>(PANEL, rows - done);
-      uint8_t* panel = at<uint8_t>(data) + (first / PANEL + i) * bytes;
-      if (f == Format::fp32)
-        pack_plain(f, at<float>(values) + done * columns, reinterpret_cast<float*>(panel), own, columns);
-      else if (f == Format::bf16)
-        pack_plain(f, at<bf16>(values) + done * columns, reinterpret_cast<bf16*>(panel), own, columns);
-      else if (f == Format::fp8)
-        pack_plain(f, at<uint8_t>(values) + done * columns, panel, own, columns);
-      else
-        pack_nvfp4(at<uint8_t>(values) + done * columns / 2, at<uint8_t>(scales) + done * columns / BLOCK, panel, own, columns);
+      int64_t done = i * PANEL;
+      f(at<uint8_t>(data) + (first / PANEL + i) * bytes, done * columns, std::min<int64_t>(PANEL, rows - done));
     }
+  });
+}
+
+// f with a null pointer of the type in which a plain format's values are stored
+template <class F>
+static void with_values(Format format, const F& f) {
+  if (format == Format::fp32)
+    f(static_cast<float*>(nullptr));
+  else if (format == Format::bf16)
+    f(static_cast<bf16*>(nullptr));
+  else
+    f(static_cast<uint8_t*>(nullptr));
+}
+
+// values of rows [first, first + rows) -> their panels
+void pack(int format, Address values, Address scales, Address data, int64_t first, int64_t rows, int64_t columns) {
+  Format f = Format(format);
+  each_panel(f, data, first, rows, columns, [&](uint8_t* panel, int64_t begin, int64_t own) {
+    if (f == Format::nvfp4)
+      return pack_nvfp4(at<uint8_t>(values) + begin / 2, at<uint8_t>(scales) + begin / BLOCK, panel, own, columns);
+    with_values(f, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      pack_plain(f, at<T>(values) + begin, reinterpret_cast<T*>(panel), own, columns);
+    });
   });
 }
 
 // the inverse of `pack`
 void unpack(int format, Address values, Address scales, Address data, int64_t first, int64_t rows, int64_t columns) {
   Format f = Format(format);
-  int64_t bytes = panel_bytes(f, columns);
-  share(panels_of(rows), 64.0 * double(columns), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      int64_t done = i * PANEL, own = std::min<int64_t>(PANEL, rows - done);
-      const uint8_t* panel = at<uint8_t>(data) + (first / PANEL + i) * bytes;
-      if (f == Format::fp32)
-        unpack_plain(f, reinterpret_cast<const float*>(panel), at<float>(values) + done * columns, own, columns);
-      else if (f == Format::bf16)
-        unpack_plain(f, reinterpret_cast<const bf16*>(panel), at<bf16>(values) + done * columns, own, columns);
-      else if (f == Format::fp8)
-        unpack_plain(f, panel, at<uint8_t>(values) + done * columns, own, columns);
-      else
-        unpack_nvfp4(panel, at<uint8_t>(values) + done * columns / 2, at<uint8_t>(scales) + done * columns / BLOCK, own, columns);
-    }
+  each_panel(f, data, first, rows, columns, [&](const uint8_t* panel, int64_t begin, int64_t own) {
+    if (f == Format::nvfp4)
+      return unpack_nvfp4(panel, at<uint8_t>(values) + begin / 2, at<uint8_t>(scales) + begin / BLOCK, own, columns);
+    with_values(f, [&](auto* t) {
+      using T = std::remove_pointer_t<decltype(t)>;
+      unpack_plain(f, reinterpret_cast<const T*>(panel), at<T>(values) + begin, own, columns);
+    });
   });
 }
 

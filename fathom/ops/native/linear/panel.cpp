@@ -112,8 +112,8 @@ static void all_rows(const S& s, int64_t blocks, const void* const* x, int64_t T
   if (t < T) rest_of_rows(s, blocks, x, t, T - t, emit, std::make_integer_sequence<int, R - 1>());
 }
 
-struct Decoded {};
-struct DecodedScales {};
+struct WidenedPanel {};
+struct WidenedScales {};
 
 inline void store_part(float* p, const Two& w) {
   store(p, w.even);
@@ -132,7 +132,7 @@ template <class S>
 static typename S::Arithmetic::X* decode(const S& s, int64_t blocks) {
   using A = typename S::Arithmetic;
   using X = typename A::X;
-  X* panel = Scratch<Decoded>::of<X>(blocks * BLOCK * PANEL);
+  X* panel = Scratch<WidenedPanel>::of<X>(blocks * BLOCK * PANEL);
   constexpr int64_t LANE = W * 4 / int64_t(sizeof(X)), STEP = 8 / A::STEPS;
   for (int64_t b = 0; b < blocks; b++)
     for (int half = 0; half < 2; half++)
@@ -146,7 +146,7 @@ static typename S::Arithmetic::X* decode(const S& s, int64_t blocks) {
 
 template <class S>
 static float* decode_scales(const S& s, int64_t blocks) {
-  float* scales = Scratch<DecodedScales>::of<float>(blocks * PANEL);
+  float* scales = Scratch<WidenedScales>::of<float>(blocks * PANEL);
   for (int64_t b = 0; b < blocks; b++)
     for (int g = 0; g < VECTORS; g++) store(scales + b * PANEL + g * W, s.scale(b, g));
   return scales;
@@ -171,19 +171,19 @@ void panel_product(const Weights& w, int64_t panel, Arithmetic arithmetic, const
   const uint32_t* codes = reinterpret_cast<const uint32_t*>(data);
   const uint8_t* scales = data + blocks * block_bytes(Format::nvfp4);
   const bf16* halves = reinterpret_cast<const bf16*>(data);
-  if (arithmetic == Arithmetic::quads) return scaled_rows<QuadsDecoded>(QuadsNvfp4{codes, scales}, blocks, x, T, emit);
+  if (arithmetic == Arithmetic::quads) return scaled_rows<Decoded<QuadsBytes>>(QuadsNvfp4{codes, scales}, blocks, x, T, emit);
 #if defined(__AVX512BF16__)
   if (arithmetic == Arithmetic::pairs) {
     if (w.format == Format::bf16) return all_rows(PairsBf16{halves}, blocks, x, T, emit);
     if (w.format == Format::fp8) return plain_rows<PairsBf16>(PairsFp8{data}, blocks, x, T, emit);
-    return scaled_rows<PairsDecoded>(PairsNvfp4{codes, scales}, blocks, x, T, emit);
+    return scaled_rows<Decoded<PairsBf16>>(PairsNvfp4{codes, scales}, blocks, x, T, emit);
   }
 #endif
   switch (w.format) {
     case Format::fp32: return all_rows(WideFp32{reinterpret_cast<const float*>(data)}, blocks, x, T, emit);
     case Format::bf16: return all_rows(WideBf16{halves}, blocks, x, T, emit);
     case Format::fp8: return plain_rows<WideFp32>(WideFp8{data}, blocks, x, T, emit);
-    default: return scaled_rows<WideDecoded>(WideNvfp4{codes, scales}, blocks, x, T, emit);
+    default: return scaled_rows<Decoded<WideFp32>>(WideNvfp4{codes, scales}, blocks, x, T, emit);
   }
 }
 

@@ -37,7 +37,7 @@ static void quantise_row(const T* from, int8_t* to, int64_t I, int64_t blocks) {
   float largest = max(most), inverse = largest > 0.0f ? 127.0f / largest : 0.0f, scale = largest / 254.0f;
   for (int64_t b = 0; b < blocks; b++) {
     alignas(64) float values[BLOCK];
-    for (int i = 0; i < BLOCK; i += W) store(values + i, round(load_upto_zero(from + b * BLOCK + i, I - b * BLOCK - i) * splat(inverse)));
+    for (int i = 0; i < BLOCK; i += W) store(values + i, round(load_upto(from + b * BLOCK + i, I - b * BLOCK - i) * splat(inverse)));
     int32_t sum = 0;
     for (int i = 0; i < BLOCK; i++) {
       int32_t whole = int32_t(values[ORDER[i]]);

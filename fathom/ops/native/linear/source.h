@@ -2,8 +2,9 @@
 //
 // A source serves an arithmetic: `Wide` multiplies fp32 (every tier), `Pairs` bf16 pairs (tiers with BF16
 // instructions), `Quads` four int8 at a time. `SCALED` sources have a scale for every block and output, by which a
-// block's sum is multiplied before it is added, in units of 1 / SCALE_UNIT. `lanes(b, half, g)` prepares 8 columns of W outputs; `part(l, p)` gives
-// those of step p, of which 8 columns have A::STEPS.
+// block's sum is multiplied before it is added, in units of 1 / SCALE_UNIT. `lanes(b, half, g)` prepares 8 columns of W
+// outputs; `part(l, p)` gives those of step p, of which 8 columns have A::STEPS. Where a panel's values lie is a base
+// that sources of several arithmetics share.
 #pragma once
 
 #include "linear/format.h"
@@ -31,40 +32,75 @@ inline vu load_lanes(const void* p) {
   return v;
 }
 
-struct WideFp32 {
+// Values that stand for themselves.
+struct Unscaled {
   static constexpr bool SCALED = false;
-  using Arithmetic = Wide;
+  inline vf scale(int64_t, int) const { return vf{}; }
+};
+
+// [blocks][16 k][32 o]
+struct Singles : Unscaled {
   const float* panel;
   struct Lanes {
     const float* p;
   };
+  explicit Singles(const float* panel) : panel(panel) {}
   inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * BLOCK + half * 8) * PANEL + g * W}; }
+};
+
+// [blocks][8 pairs of k][32 o][2]
+template <class T>
+struct Paired : Unscaled {
+  const T* panel;
+  struct Lanes {
+    const T* p;
+  };
+  explicit Paired(const T* panel) : panel(panel) {}
+  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
+};
+
+// Nibbles [blocks][2][32 o], and e4m3 scales [blocks][32 o].
+struct Nibbles {
+  static constexpr bool SCALED = true;
+  const uint32_t* panel;
+  const uint8_t* scales;
+  struct Lanes {
+    vu v;
+  };
+  Nibbles(const uint32_t* panel, const uint8_t* scales) : panel(panel), scales(scales) {}
+  inline Lanes lanes(int64_t b, int half, int g) const {
+    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
+    ask_ahead(p);
+    return {load_lanes(p)};
+  }
+  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
+};
+
+// A source of scaled codes that were widened before: its values plain, its scales fp32 [blocks][32 o].
+template <class Plain>
+struct Decoded : Plain {
+  static constexpr bool SCALED = true;
+  const float* scales;
+  Decoded(const typename Plain::Arithmetic::X* panel, const float* scales) : Plain(panel), scales(scales) {}
+  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
+};
+
+struct WideFp32 : Singles {
+  using Arithmetic = Wide;
+  using Singles::Singles;
   static inline Two part(const Lanes& l, int p) { return {load(l.p + 2 * p * PANEL), load(l.p + (2 * p + 1) * PANEL)}; }
-  inline vf scale(int64_t, int) const { return vf{}; }
 };
 
-struct WideBf16 {
-  static constexpr bool SCALED = false;
+struct WideBf16 : Paired<bf16> {
   using Arithmetic = Wide;
-  const bf16* panel;
-  struct Lanes {
-    const bf16* p;
-  };
-  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
+  using Paired::Paired;
   static inline Two part(const Lanes& l, int p) { return widen_pairs(load_lanes(l.p + 2 * p * PANEL)); }
-  inline vf scale(int64_t, int) const { return vf{}; }
 };
 
-struct WideFp8 {
-  static constexpr bool SCALED = false;
+struct WideFp8 : Paired<uint8_t> {
   using Arithmetic = Wide;
-  const uint8_t* panel;
-  struct Lanes {
-    const uint8_t* p;
-  };
-  inline Lanes lanes(int64_t b, int half, int g) const { return {panel + (b * 8 + half * 4) * 2 * PANEL + 2 * g * W}; }
+  using Paired::Paired;
   static inline Two part(const Lanes& l, int p) { return widen_e4m3_pairs(l.p + 2 * p * PANEL); }
-  inline vf scale(int64_t, int) const { return vf{}; }
 };
 
 // Sixteen (or eight, with the sign apart) values looked up by the low bits of each lane.
@@ -81,33 +117,10 @@ inline vf e2m1_of(vu lanes) {
 #endif
 }
 
-struct WideNvfp4 {
-  static constexpr bool SCALED = true;
+struct WideNvfp4 : Nibbles {
   using Arithmetic = Wide;
-  const uint32_t* panel;
-  const uint8_t* scales;
-  struct Lanes {
-    vu v;
-  };
-  inline Lanes lanes(int64_t b, int half, int g) const {
-    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
-    ask_ahead(p);
-    return {load_lanes(p)};
-  }
+  using Nibbles::Nibbles;
   static inline Two part(const Lanes& l, int p) { return {e2m1_of(l.v >> (4 * p)), e2m1_of(l.v >> (16 + 4 * p))}; }
-  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
-};
-
-// A panel of scaled codes that was widened before: values as fp32, scales as fp32 [blocks][32].
-struct WideDecoded {
-  static constexpr bool SCALED = true;
-  using Arithmetic = Wide;
-  const float* panel;
-  const float* scales;
-  using Lanes = WideFp32::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const { return WideFp32{panel}.lanes(b, half, g); }
-  static inline Two part(const Lanes& l, int p) { return WideFp32::part(l, p); }
-  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
 };
 
 #if defined(__AVX512BF16__)
@@ -128,14 +141,10 @@ struct Pairs {
   static inline vf add(vf sum, __m512i w, __m512i x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
 };
 
-struct PairsBf16 {
-  static constexpr bool SCALED = false;
+struct PairsBf16 : Paired<bf16> {
   using Arithmetic = Pairs;
-  const bf16* panel;
-  using Lanes = WideBf16::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const { return WideBf16{panel}.lanes(b, half, g); }
+  using Paired::Paired;
   static inline __m512i part(const Lanes& l, int p) { return __m512i(load_lanes(l.p + 2 * p * PANEL)); }
-  inline vf scale(int64_t, int) const { return vf{}; }
 };
 
 // 32 e4m3 codes without NaN -> bf16, exactly.
@@ -153,46 +162,22 @@ inline __m512i bf16_of_e4m3(const uint8_t* p) {
   return _mm512_or_si512(value, sign);
 }
 
-struct PairsFp8 {
-  static constexpr bool SCALED = false;
+struct PairsFp8 : Paired<uint8_t> {
   using Arithmetic = Pairs;
-  const uint8_t* panel;
-  using Lanes = WideFp8::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const { return WideFp8{panel}.lanes(b, half, g); }
+  using Paired::Paired;
   static inline __m512i part(const Lanes& l, int p) { return bf16_of_e4m3(l.p + 2 * p * PANEL); }
-  inline vf scale(int64_t, int) const { return vf{}; }
 };
 
 alignas(64) constexpr uint16_t E2M1_BF16[32] = {
     0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0,
     0, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80, 0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0};
 
-struct PairsNvfp4 {
-  static constexpr bool SCALED = true;
+struct PairsNvfp4 : Nibbles {
   using Arithmetic = Pairs;
-  const uint32_t* panel;
-  const uint8_t* scales;
-  using Lanes = WideNvfp4::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const {
-    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
-    ask_ahead(p);
-    return {load_lanes(p)};
-  }
+  using Nibbles::Nibbles;
   static inline __m512i part(const Lanes& l, int p) {
     return _mm512_permutexvar_epi16(_mm512_srli_epi16(__m512i(l.v), 4 * p), _mm512_load_si512(E2M1_BF16));
   }
-  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
-};
-
-struct PairsDecoded {
-  static constexpr bool SCALED = true;
-  using Arithmetic = Pairs;
-  const bf16* panel;
-  const float* scales;
-  using Lanes = WideBf16::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const { return WideBf16{panel}.lanes(b, half, g); }
-  static inline __m512i part(const Lanes& l, int p) { return PairsBf16::part(l, p); }
-  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
 };
 #endif
 
@@ -249,33 +234,22 @@ inline vi doubled_e2m1(vi nibbles) {
 #endif
 }
 
-struct QuadsNvfp4 {
-  static constexpr bool SCALED = true;
+struct QuadsNvfp4 : Nibbles {
   using Arithmetic = Quads;
-  const uint32_t* panel;
-  const uint8_t* scales;
-  using Lanes = WideNvfp4::Lanes;
-  inline Lanes lanes(int64_t b, int half, int g) const {
-    const uint32_t* p = panel + (b * 2 + half) * PANEL + g * W;
-    ask_ahead(p);
-    return {load_lanes(p)};
-  }
+  using Nibbles::Nibbles;
   static inline vi part(const Lanes& l, int p) { return doubled_e2m1(vi((l.v >> (4 * p)) & 0x0f0f0f0fu)); }
-  inline vf scale(int64_t b, int g) const { return widen_scale(scales + b * PANEL + g * W); }
 };
 
-// A panel whose codes were doubled before: [blocks][4 quads][32 o][4] bytes.
-struct QuadsDecoded {
-  static constexpr bool SCALED = true;
+// Codes that were doubled before: [blocks][4 quads][32 o][4] bytes.
+struct QuadsBytes : Unscaled {
   using Arithmetic = Quads;
   const int8_t* panel;
-  const float* scales;
   struct Lanes {
     const int8_t* p;
   };
+  explicit QuadsBytes(const int8_t* panel) : panel(panel) {}
   inline Lanes lanes(int64_t b, int half, int g) const { return {panel + ((b * 4 + half * 2) * PANEL + g * W) * 4}; }
   static inline vi part(const Lanes& l, int p) { return vi(load_lanes(l.p + p * PANEL * 4)); }
-  inline vf scale(int64_t b, int g) const { return load(scales + b * PANEL + g * W); }
 };
 
 }  // namespace FATHOM_TIER
