@@ -20,7 +20,6 @@ from workloads import WORKLOADS
 import fathom
 from fathom import machine
 from fathom.engine.recorded import RecordedStep
-from fathom.model.memory import Memory
 from fathom.model.nemotron import Nemotron
 from fathom.ops.layout import Layout
 
@@ -52,9 +51,9 @@ def main() -> None:
     asked = parser.parse_args()
     machine.tune()
     model = model_of(asked.model, torch.bfloat16 if asked.bf16 else torch.float32)
-    count, dtype = asked.sequences, model.embedding.weight.dtype
+    count = asked.sequences
     room = asked.past + asked.steps + 8
-    memory = Memory.empty(model.config, sequences=count, capacity=room, dtype=dtype)
+    memory = model.memory(count, room)
     step, tokens = RecordedStep(model, memory), list(range(1, count + 1))
     layout, tokens_S = Layout.of([1] * count), torch.tensor(tokens)
 

@@ -16,6 +16,7 @@ import torch
 
 from fathom import Layout, ModelConfig, Nemotron
 from fathom.config.model import AttentionConfig, MambaConfig, MoEConfig
+from fathom.engine.timing import pretend
 from fathom.errors import FathomError, MissingError
 from fathom.model import traffic
 from fathom.ops import native
@@ -189,8 +190,8 @@ def test_the_first_run_warms_up_and_is_not_counted(bench):
 def test_fathom_decodes_behind_a_context_that_it_never_read(bench, batch):
     worker = bench("fathom_worker")
     engine = worker.FathomEngine(Nemotron(SMALL).pack())
-    memory = engine._memory(batch, 20)
-    worker._fill(memory, 19)
+    memory = engine.model.memory(batch, 20)
+    pretend(memory, 19)
     layout = Layout.of([1] * batch)
     with torch.inference_mode():
         hidden = engine.model(torch.zeros(batch, dtype=torch.int64), layout, memory)

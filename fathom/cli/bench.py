@@ -7,7 +7,6 @@ gets random weights. The comparison with other programs is `bench/` in the sourc
 
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -16,23 +15,18 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from fathom import machine
 from fathom.cli import source
-from fathom.engine.recorded import RecordedStep
+from fathom.engine.timing import prefill_seconds, step_seconds, warm_step
 from fathom.errors import ConfigError, RequestError
 from fathom.machine import Rates
-from fathom.model.memory import Memory
 from fathom.model.nemotron import Nemotron
 from fathom.model.precision import TABLES, lay
 from fathom.model.sizes import SIZES, size
 from fathom.model.traffic import forward_flop, step_bytes
 from fathom.ops import native
-from fathom.ops.layout import Layout
-
-WARM = 3
-PIECE = 2048
-"""Prompt tokens that go through the model at once, as in the runner."""
 
 
 @dataclass(frozen=True)
@@ -121,69 +115,33 @@ def _served(name: str, dtype: str) -> Nemotron:
     return Nemotron(config, dtype=kind).eval().pack()
 
 
-@torch.inference_mode()
 def _prefill(model: Nemotron, length: int, runs: int, rates: Rates) -> Pace:
     """Read a random prompt, the last row becomes logits."""
-    ids = torch.randint(0, model.config.vocab, (length,), generator=_seeded())
-
-    def run() -> float:
-        memory = _memory(model, 1, length)
-        begin = time.perf_counter()
-        for piece in ids.split(PIECE):
-            hidden_TD = model(piece, Layout.of([len(piece)]), memory)
-        model.logits(hidden_TD[-1:])
-        return time.perf_counter() - begin
-
-    flop = forward_flop(model.config, 1, length, 1)
-    bound = length * max(rates.fp32, rates.bf16) * 1e9 / flop
-    return Pace(f"prefill {length}", length / _median(run, runs), bound, runs)
+    ids_SN = _random(model, 1, length)
+    seconds = _median(lambda: prefill_seconds(model, ids_SN), runs)
+    bound = length * max(rates.fp32, rates.bf16) * 1e9 / forward_flop(model.config, 1, length, 1)
+    return Pace(f"prefill {length}", length / seconds, bound, runs)
 
 
 def _decode(model: Nemotron, batch: int, past: int, steps: int, runs: int, rates: Rates) -> Pace:
     """Steps behind a context of random states, keys and values."""
-    memory = _memory(model, batch, past + (runs + 1) * steps + WARM)
-    if past:
-        _pretend(memory, past)
-    ids = torch.randint(0, model.config.vocab, (steps, batch), generator=_seeded()).tolist()
-    step = RecordedStep(model, memory)
-    for tokens in (ids * WARM)[:WARM]:
-        step.step(tokens)
-
-    def run() -> float:
-        begin = time.perf_counter()
-        for tokens in ids:
-            step.step(tokens)
-        return time.perf_counter() - begin
-
+    step = warm_step(model, batch, past, (runs + 1) * steps)
+    tokens = _random(model, steps, batch).tolist()
+    seconds = _median(lambda: step_seconds(step, tokens), runs)
     bound = batch * rates.read * 1e9 / step_bytes(model, batch, past)
-    pace = batch * steps / _median(run, runs)
-    return Pace(f"decode {batch} at {past}", pace, bound, runs)
+    return Pace(f"decode {batch} at {past}", batch * steps / seconds, bound, runs)
+
+
+def _random(model: Nemotron, *shape: int) -> Tensor:
+    """The same random tokens each time."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.config.vocab, shape, generator=generator)
 
 
 def _median(run: Callable[[], float], runs: int) -> float:
     """Median seconds of some runs; one before them warms up."""
     run()
     return statistics.median(run() for _ in range(runs))
-
-
-def _memory(model: Nemotron, sequences: int, capacity: int) -> Memory:
-    """An empty memory of the model's type."""
-    dtype = model.embedding.weight.dtype
-    return Memory.empty(model.config, sequences=sequences, capacity=capacity, dtype=dtype)
-
-
-@torch.inference_mode()
-def _pretend(memory: Memory, past: int) -> None:
-    """Let every sequence remember `past` tokens of noise."""
-    memory.make_room([past] * len(memory.seen))
-    for layer in memory.layers:
-        for buffer in layer.buffers() if layer is not None else ():
-            buffer.normal_()
-    memory.advance(Layout.of([past] * len(memory.seen)))
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def _show(found: list[Pace], model: Nemotron, rates: Rates, console: Console) -> None:

@@ -53,7 +53,7 @@ class Runner:
             request.check(self.model.config.vocab)
         if not requests:
             return []
-        memory = self._memory(len(requests))
+        memory = self.model.memory(len(requests))
         answers: list[list[Token]] = [[] for _ in requests]
         logits_SV = self._prefill([request.ids for request in requests], memory)
         recorded = RecordedStep(self.model, memory)
@@ -67,7 +67,7 @@ class Runner:
 
     def _tokens(self, request: Request) -> Iterator[Token]:
         """The answer to a request that was checked."""
-        memory = self._memory(1)
+        memory = self.model.memory()
         logits_SV = self._prefill([request.ids], memory)
         recorded = RecordedStep(self.model, memory)
         for place in range(request.max_tokens):
@@ -76,13 +76,6 @@ class Runner:
             if token.stop_reason is not None:
                 return
             logits_SV = recorded.step([token.id])
-
-    def _memory(self, sequences: int) -> Memory:
-        """An empty memory of the model's type and place."""
-        weight = self.model.embedding.weight
-        return Memory.empty(
-            self.model.config, sequences=sequences, dtype=weight.dtype, device=weight.device
-        )
 
     def _prefill(self, prompts: Sequence[Sequence[int]], memory: Memory) -> Tensor:
         """Read the prompts; return logits [S, V] of what follows each one's last token."""

@@ -125,6 +125,20 @@ class Nemotron(nn.Module):
             self.packed_table = Packed.of(self.embedding.weight)
         return self.requires_grad_(False)
 
+    def memory(self, sequences: int = 1, capacity: int = 256) -> Memory:
+        """The memory of so many sequences that have not begun, of this model's type and place.
+
+        Keys and values have room for `capacity` tokens of each at first.
+        """
+        weight = self.embedding.weight
+        return Memory.empty(
+            self.config,
+            sequences=sequences,
+            capacity=capacity,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Hidden states [T, D] -> logits [T, V] in fp32."""
         if self.packed_table is not None:

@@ -13,9 +13,7 @@ from fathom.ops.attend import cpu, eager, reference
 from fathom.ops.attend.pages import Pages
 from fathom.ops.layout import Layout
 
-OPERATION = dispatch.in_torch(
-    "attend", eager, reference, native.backend(cpu)
-)
+OPERATION = dispatch.in_torch("attend", eager, reference, native.backend(cpu))
 """The backends of this operation."""
 
 

@@ -12,9 +12,7 @@ from fathom.ops import dispatch, native
 from fathom.ops.conv import cpu, eager, reference
 from fathom.ops.layout import Layout
 
-OPERATION = dispatch.in_torch(
-    "conv", eager, reference, native.backend(cpu)
-)
+OPERATION = dispatch.in_torch("conv", eager, reference, native.backend(cpu))
 """The backends of this operation."""
 
 

@@ -17,14 +17,10 @@ from fathom.ops.linear import PackedStack, Precision, rounds_rows
 OPERATION = dispatch.in_torch("experts", eager, reference)
 """The backends of the experts themselves."""
 
-ROUTE = dispatch.in_torch(
-    "route", eager, reference, native.backend(routing_cpu)
-)
+ROUTE = dispatch.in_torch("route", eager, reference, native.backend(routing_cpu))
 """The backends of the choice and of the activation."""
 
-PACKED = dispatch.in_torch(
-    "packed_experts", eager, reference, native.backend(cpu)
-)
+PACKED = dispatch.in_torch("packed_experts", eager, reference, native.backend(cpu))
 """The backends of experts with packed weights."""
 
 

@@ -22,9 +22,7 @@ Precision = Literal["stored", "bf16", "w4a8"]
 OPERATION = dispatch.in_torch("linear", eager, reference)
 """The backends of products with plain weights."""
 
-PACKED = dispatch.in_torch(
-    "packed_linear", eager, reference, native.backend(cpu)
-)
+PACKED = dispatch.in_torch("packed_linear", eager, reference, native.backend(cpu))
 """The backends of products with packed weights."""
 
 

@@ -10,9 +10,7 @@ from torch import Tensor
 from fathom.ops import dispatch, native
 from fathom.ops.norm import cpu, eager, reference
 
-OPERATION = dispatch.in_torch(
-    "norm", eager, reference, native.backend(cpu)
-)
+OPERATION = dispatch.in_torch("norm", eager, reference, native.backend(cpu))
 """The backends of this operation."""
 
 
