@@ -41,9 +41,9 @@ def load(folder: Path, precision: str) -> FathomEngine:
 
     Raises `FathomError` where Fathom cannot serve it in this precision.
     """
-    machine.tune()
     if precision not in PRECISIONS:
         raise MissingError(f"This Fathom has no precision {precision!r}.")
+    machine.tune()
     model = fathom.load(folder, packed=True)
     if precision == "w4a8":
         lay(model, "w4a8")
