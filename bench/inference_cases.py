@@ -18,7 +18,8 @@ class Contender:
 
     name: str
     engine: str
-    """"fathom", "transformers" or "llama"."""
+    """"fathom", "transformers" or "llama"; "served" is Fathom's own engine with all it does beside
+    the model's steps, to be held against those alone."""
     what: str
     """Fathom's precision, transformers' type, or llama.cpp's file."""
 
@@ -48,6 +49,10 @@ def _fathom(precision: str) -> Contender:
     return Contender(f"Fathom {precision}", "fathom", precision)
 
 
+def _served(precision: str) -> Contender:
+    return Contender(f"Fathom's engine, {precision}", "served", precision)
+
+
 def _transformers(precision: str) -> Contender:
     return Contender(f"transformers {precision}", "transformers", precision)
 
@@ -65,6 +70,7 @@ CASES = {
         "bf16",
         (
             _fathom("bf16"),
+            _served("bf16"),
             _transformers("bf16"),
             _transformers("fp32"),
             _llama("BF16", "bench-1b-bf16"),
@@ -78,6 +84,7 @@ CASES = {
         (
             _fathom("nvfp4"),
             _fathom("w4a8"),
+            _served("nvfp4"),
             _llama("NVFP4", "bench-1b-nvfp4"),
             _llama("NVFP4, head BF16", "bench-1b-nvfp4-head-bf16"),
             *_SMALLER,
@@ -87,7 +94,12 @@ CASES = {
         "pocket-like",
         "pocket-like",
         "fp32",
-        (_fathom("fp32"), _transformers("fp32"), _llama("F32", "pocket-like-f32")),
+        (
+            _fathom("fp32"),
+            _served("fp32"),
+            _transformers("fp32"),
+            _llama("F32", "pocket-like-f32"),
+        ),
     ),
 }
 

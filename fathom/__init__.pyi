@@ -1,7 +1,13 @@
 from fathom.checkpoint.weights import load as load
 from fathom.checkpoint.weights import save as save
+from fathom.config.engine import EngineConfig as EngineConfig
 from fathom.config.model import ModelConfig as ModelConfig
 from fathom.data.batch import Batch as Batch
+from fathom.engine.budget import Budget as Budget
+from fathom.engine.engine import Engine as Engine
+from fathom.engine.grammar import Grammar as Grammar
+from fathom.engine.request import Request as Request
+from fathom.engine.sampler import Sampling as Sampling
 from fathom.errors import CheckpointError as CheckpointError
 from fathom.errors import ConfigError as ConfigError
 from fathom.errors import DataError as DataError

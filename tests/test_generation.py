@@ -1,13 +1,15 @@
 """Laws of fathom/generation.py."""
 
+from dataclasses import replace
+
 import pytest
 
 from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig, MoEConfig
+from fathom.engine.engine import Engine
 from fathom.engine.request import Request
-from fathom.engine.runner import Runner
 from fathom.engine.sampler import Sampling
 from fathom.errors import RequestError
-from fathom.generation import MOST, Answer, generate, group_size
+from fathom.generation import MOST, Answer, generate, group_size, prepare
 from fathom.model.nemotron import Nemotron
 from fathom.model.sizes import POCKET, ULTRA
 from fathom.text import Content, Reasoning, Text, Tokenizer, parse
@@ -52,7 +54,9 @@ def test_a_string_a_conversation_and_a_list_of_both_are_prompts(model, text):
 def test_an_answer_is_what_the_engine_and_the_text_room_make_of_it(model, text):
     answer = generate(model, text, "hi", max_tokens=40, seed=3)[0]
     ids = text.prompt([{"role": "user", "content": "hi"}])
-    done = Runner(model).run(Request(tuple(ids), 40, Sampling(seed=3), text.stop_ids))
+    request = Request(tuple(ids), 40, Sampling(seed=3), text.stop_ids)
+    request = replace(request, boundaries=text.boundaries(ids))
+    done = Engine(model, sequences=1, context=256).run(request)
     assert answer.ids == done.ids
     assert answer.logps == done.logps
     said = done.ids[:-1] if done.stop_reason == "stop" else done.ids
@@ -70,6 +74,46 @@ def test_a_stream_is_the_answer_in_pieces(model, text):
     assert answer.ids == whole.ids
     assert "".join(p.text for p in pieces if isinstance(p, Reasoning)) == whole.reasoning
     assert "".join(p.text for p in pieces if isinstance(p, Content)) == whole.content
+    assert answer.usage == whole.usage
+    assert answer.usage.answered == len(answer.ids)
+
+
+def test_whoever_steps_an_engine_gets_the_same_from_a_prepared_prompt(model, text):
+    whole = generate(model, text, "hi", max_tokens=30, seed=4, budget=5)[0]
+    with Engine(model, sequences=1, context=256) as engine:
+        request, scribe = prepare(text, "hi", max_tokens=30, sampling=Sampling(seed=4), budget=5)
+        engine.add(request)
+        pieces = []
+        while not scribe.over:
+            for event in engine.step():
+                pieces += scribe.hear(event)
+    answer = scribe.answer()
+    assert answer.ids == whole.ids
+    assert answer.usage == whole.usage
+    assert "".join(p.text for p in pieces if isinstance(p, Content)) == whole.content
+
+
+def test_what_comes_after_a_stop_string_is_not_heard(model, text):
+    free = generate(model, text, "x", max_tokens=30, temperature=0, chat=False)[0].content
+    stop = free[10:12]
+    asked = {"max_tokens": 30, "sampling": Sampling(temperature=0), "stop": [stop], "chat": False}
+    request, scribe = prepare(text, "x", **asked)
+    with Engine(model, sequences=1, context=256) as engine:
+        engine.add(request)
+        while engine.unfinished:
+            for event in engine.step():
+                scribe.hear(event)
+    assert scribe.answer().content == free[: free.index(stop)]
+    assert scribe.answer().usage.answered == 30
+    assert len(scribe.answer().ids) < 30
+
+
+def test_an_engine_that_is_left_while_it_streams_forgets_the_request(model, text):
+    with Engine(model, sequences=1, context=256) as engine:
+        for _ in generate(engine, text, "hi", max_tokens=30, stream=True):
+            break
+        engine.step()
+        assert engine.unfinished == 0
 
 
 def test_prompts_side_by_side_answer_as_alone_with_seeds_that_count_up(model, text):
@@ -94,11 +138,12 @@ def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(model, text, count):
         assert answer.stop_string == stop
         assert answer.ids == free.ids[: len(answer.ids)]
         assert len(answer.ids) < 60
+        assert answer.usage.answered >= len(answer.ids)
 
 
 def test_without_chat_the_prompt_is_continued_as_it_stands(model, text):
     answer = generate(model, text, "abc", max_tokens=9, temperature=0, chat=False)[0]
-    done = Runner(model).run(
+    done = Engine(model, sequences=1, context=256).run(
         Request(tuple(text.tokenizer.encode("abc")), 9, Sampling(temperature=0), text.stop_ids)
     )
     assert answer.ids == done.ids

@@ -22,7 +22,7 @@ VERBS = {
     "bench": ("Start here", "Measure this machine's tokens a second for a model."),
     "plan": ("Start here", "Say what a model needs: parameters, weights, memory."),
     "train": ("Models", "Train a model by a recipe, or go on where a run stopped."),
-    "generate": ("Models", "Answer one prompt."),
+    "generate": ("Models", "Answer one prompt, or a file of them."),
     "chat": ("Models", "Talk with a model."),
     "convert": ("Checkpoints", "Turn a checkpoint or a run into a Hugging Face checkpoint."),
     "merge": ("Checkpoints", "Average several checkpoints of one model."),

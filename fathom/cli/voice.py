@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fathom.errors import RequestError
 from fathom.generation import Answer
-from fathom.text import Event, Reasoning, ToolCall
+from fathom.text import Content, Event, Reasoning, ToolCall
 from fathom.text.chat import Thinking
 
 # Everything below the space but line ends and tabs, and what follows it in the second block of
@@ -26,29 +26,39 @@ def say(events: Iterator[Event | Answer], console: Console) -> Answer:
         if isinstance(event, Answer):
             console.print()
             return event
-        if isinstance(event, ToolCall):
-            arguments = json.dumps(event.arguments, ensure_ascii=False)
-            _write(console, f"\n{event.name}({arguments})\n", "cyan")
-            continue
-        if thinking and not isinstance(event, Reasoning):
+        if thinking and isinstance(event, Content):
             console.print()
         thinking = isinstance(event, Reasoning)
-        _write(console, event.text, "dim italic" if thinking else "")
+        speak(event, console)
     raise AssertionError("a stream ends with its answer")
+
+
+def speak(event: Event, console: Console) -> None:
+    """Print one piece of an answer."""
+    if isinstance(event, ToolCall):
+        arguments = json.dumps(event.arguments, ensure_ascii=False)
+        write(console, f"\n{event.name}({arguments})\n", "cyan")
+    else:
+        write(console, event.text, "dim italic" if isinstance(event, Reasoning) else "")
 
 
 def thinking_of(word: str) -> Thinking:
     """What `--thinking` says: on, off, low or medium; raises `RequestError`."""
     known: dict[str, Thinking] = {"on": True, "off": False, "low": "low", "medium": "medium"}
     if word not in known:
-        raise RequestError(f"--thinking is {', '.join(known)}; got {word!r}.")
+        raise RequestError(f"Thinking is one of {', '.join(known)}; got {word!r}.")
     return known[word]
 
 
-def _write(console: Console, text: str, style: str) -> None:
+def harmless(text: str) -> str:
+    """The text with a mark in the place of whatever a terminal might take for a command."""
+    return _CONTROLS.sub("�", text)
+
+
+def write(console: Console, text: str, style: str) -> None:
     """Print a piece of text as it is."""
-    shown = _CONTROLS.sub("�", text)
+    shown = harmless(text)
     console.print(shown, style=style, end="", markup=False, highlight=False, soft_wrap=True)
 
 
-__all__ = ["say", "thinking_of"]
+__all__ = ["harmless", "say", "speak", "thinking_of", "write"]

@@ -1,15 +1,16 @@
-"""One token for every sequence of a memory, recorded once and then replayed without Python.
+"""A call of the model on fixed buffers, recorded once and then replayed without Python.
 
-Promise: the logits are those of the model's own forward, bit for bit. The first step runs as it is,
-the second is written down (`ops/native/recorder.py`), all later ones replay it, until a buffer of
-the memory, the number of threads or the tier of the kernels is another: then it is written down
-anew. Where it cannot be recorded every step runs as it is, and `why_not` says why in words. The
-weights must not change while the memory is in use. Who asks is `engine/runner.py`.
+Promise: what comes out is what the model's own call gives, bit for bit. The first run is as it is,
+the second is written down (`ops/native/recorder.py`), all later ones replay it, until a buffer,
+the number of threads or the tier of the kernels is another: then it is written down anew. Where it
+cannot be recorded every run is as it is, and `why_not` says why in words. The weights must not
+change while a recording is in use. Who asks is `engine/runner.py`; `RecordedStep` is the simplest
+use, one token for every sequence of a memory of its own.
 """
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,27 +23,90 @@ from fathom.ops.layout import Layout
 from fathom.ops.native.recorder import Recording, record
 
 
+class Recorded:
+    """A call on fixed buffers: run as it is, then written down, then replayed."""
+
+    def __init__(
+        self,
+        call: Callable[[], Tensor],
+        buffers: Callable[[], list[Tensor]],
+        *,
+        warm: bool = False,
+    ) -> None:
+        """Take the call and what says which buffers it reads and writes.
+
+        The first run packs weights and fills caches, which no replay should do again; `warm` says
+        that another call has done so already. The call must work on the numbers in its buffers.
+        """
+        self.why_not: str | None = None
+        """Why it is not replayed, in words; None: it is, or will be."""
+        self.recording: Recording | None = None
+        """What the next run replays, if nothing moves."""
+        self._call, self._buffers = call, buffers
+        self._ran = warm
+        self._made_for: tuple[str | None, int] = (None, 0)
+        self._held: list[Tensor] = []
+
+    def __call__(self) -> Tensor:
+        """Make the call; its result is good until the next run, which may write in its place."""
+        if self.recording is not None and self._holds():
+            self.recording.replay()
+            return self.recording.result
+        return self._run()
+
+    def _holds(self) -> bool:
+        """Whether everything is where it was when the call was recorded."""
+        buffers = self._buffers()
+        if buffers is self._held:
+            # a list that is never another: who made it looks after tier and threads as well
+            return True
+        return (
+            len(buffers) == len(self._held)
+            and all(map(_is, buffers, self._held))
+            and self._made_for == (native.tier(), torch.get_num_threads())
+        )
+
+    @torch.inference_mode()
+    def _run(self) -> Tensor:
+        """A run through Python, written down if it is not the first."""
+        self.recording = None
+        if not self._ran or self.why_not is not None:
+            self._ran = True
+            return self._call()
+        before = self._buffers()
+        made_for = (native.tier(), torch.get_num_threads())
+        recording = record(self._call, before)
+        self.why_not = recording.why_not
+        if self.why_not is None and not all(map(_is, self._buffers(), before)):
+            self.why_not = "a layer's memory was replaced by another, not updated in place"
+        if self.why_not is None:
+            self.recording, self._made_for, self._held = recording, made_for, before
+        else:
+            announce(self.why_not)
+        return recording.result
+
+
 class RecordedStep:
     """The decode step of one model and one memory."""
 
     def __init__(self, model: Nemotron, memory: Memory) -> None:
         self.model, self.memory = model, memory
-        self.why_not: str | None = None
-        """Why steps are not replayed, in words; None: they are, or will be."""
         self._layout = Layout.of([1] * len(memory.seen))
         device = model.embedding.weight.device
         self._tokens_S = torch.zeros(len(memory.seen), dtype=torch.int64, device=device)
         # the same memory as numpy sees it, which writes a list four times faster
         self._ids_S = self._tokens_S.numpy() if device.type == "cpu" else None
-        self._ran = False
-        self._recording: Recording | None = None
-        self._made_for: tuple[str | None, int] = (None, 0)
-        self._buffers: list[Tensor] = []
+        self._step = Recorded(self._forward, lambda: [self._tokens_S, *self.memory.buffers()])
+
+    @property
+    def why_not(self) -> str | None:
+        """Why steps are not replayed, in words; None: they are, or will be."""
+        return self._step.why_not
 
     @property
     def recording(self) -> Recording | None:
         """What the next step replays, if nothing moves."""
-        return self._recording
+        return self._step.recording
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Feed one token to each sequence; return the fp32 logits [S, V] of what follows.
@@ -61,41 +125,12 @@ class RecordedStep:
         else:
             self._ids_S[:] = tokens
         self.memory.make_room(self._layout.lengths)
-        if self._recording is not None and self._holds():
-            self._recording.replay()
+        seen = self.memory.seen
+        logits_SV = self._step()
+        if self.memory.seen is seen:
+            # a replay moves the tensors on, and leaves Python's numbers to Python
             self.memory.count(self._layout)
-            return self._recording.result
-        return self._run()
-
-    def _holds(self) -> bool:
-        """Whether everything is where it was when the step was recorded."""
-        buffers = self.memory.buffers()
-        return (
-            len(buffers) == len(self._buffers)
-            and all(map(_is, buffers, self._buffers))
-            and self._made_for == (native.tier(), torch.get_num_threads())
-        )
-
-    @torch.inference_mode()
-    def _run(self) -> Tensor:
-        """A step through Python, written down if it is not the first."""
-        self._recording = None
-        if not self._ran or self.why_not is not None:
-            # the first packs weights and fills caches, which no replay should do again
-            self._ran = True
-            return self._forward()
-        before = self.memory.buffers()
-        made_for = (native.tier(), torch.get_num_threads())
-        recording = record(self._forward, [self._tokens_S, *before])
-        self.why_not = recording.why_not
-        after = self.memory.buffers()
-        if self.why_not is None and not all(map(_is, after, before)):
-            self.why_not = "a layer's memory was replaced by another, not updated in place"
-        if self.why_not is None:
-            self._recording, self._made_for, self._buffers = recording, made_for, before
-        else:
-            announce(self.why_not)
-        return recording.result
+        return logits_SV
 
     def _forward(self) -> Tensor:
         """The model's own step."""
@@ -117,4 +152,4 @@ def announce(reason: str) -> None:
     )
 
 
-__all__ = ["RecordedStep", "announce"]
+__all__ = ["Recorded", "RecordedStep", "announce"]

@@ -67,21 +67,22 @@ class Mamba(nn.Module):
         z, xBC, dt = self.in_proj(x_TD).split(
             [config.inner, config.conv_width, config.heads], dim=-1
         )
-        stepping = memory is not None and layout.tokens == layout.sequences
+        held = memory.held if memory is not None else None
+        stepping = memory is not None and layout.tokens == layout.sequences and held is None
+        taken = xBC
         if memory is not None and stepping:
             xBC = conv.step_(xBC, self.conv_weight, self.conv_bias, memory.tail_Skc)
         else:
             before = memory.tail_Skc if memory else None
             xBC, tail = conv.causal_conv(xBC, self.conv_weight, self.conv_bias, layout, before)
-        narrow = config.groups * config.state
-        x, B, C = xBC.split([config.inner, narrow, narrow], dim=-1)
-        x = x.unflatten(-1, (config.heads, config.head_width))
-        B = B.unflatten(-1, (config.groups, config.state))
-        C = C.unflatten(-1, (config.groups, config.state))
+        x, B, C = self._parts(xBC)
         # steps and decays are fp32 in every precision; there is no clamp on dt
         dt = ssd.step_sizes(dt, self.dt_bias)
         A = -self.A_log.float().exp()
-        if memory is not None and stepping:
+        if memory is not None and held is not None:
+            held.keep(taken, xBC, dt)
+            y = ssd.peek(x, dt, A, B, C, self.D, layout, memory.state_SHPN)
+        elif memory is not None and stepping:
             y = ssd.step_(x, dt, A, B, C, self.D, memory.state_SHPN)
         else:
             state = memory.state_SHPN if memory else None
@@ -90,6 +91,26 @@ class Mamba(nn.Module):
                 memory.tail_Skc, memory.state_SHPN = tail, state
         y = norm.gated_norm(y.flatten(-2), z, self.norm_weight, config.groups, self.eps)
         return self.out_proj(y)  # type: ignore[no-any-return]
+
+    def accept(self, memory: MambaMemory, layout: Layout, counts_S: Tensor) -> None:
+        """Move a holding memory on by the first tokens of each sequence of the last call."""
+        held, tokens = memory.held, layout.tokens
+        assert held is not None
+        conv.keep_(memory.tail_Skc, held.taken_Tc[:tokens], layout, counts_S)
+        x, B, _ = self._parts(held.given_Tc[:tokens])
+        A = -self.A_log.float().exp()
+        ssd.replay(memory.state_SHPN, x, held.dt_TH[:tokens], A, B, layout, counts_S)
+
+    def _parts(self, xBC_Tc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolution's output as x [T, H, P], B and C [T, G, N]."""
+        config = self.config
+        narrow = config.groups * config.state
+        x, B, C = xBC_Tc.split([config.inner, narrow, narrow], dim=-1)
+        return (
+            x.unflatten(-1, (config.heads, config.head_width)),
+            B.unflatten(-1, (config.groups, config.state)),
+            C.unflatten(-1, (config.groups, config.state)),
+        )
 
 
 __all__ = ["Mamba"]

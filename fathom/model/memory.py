@@ -3,20 +3,41 @@
 Promise: a memory is a value its holder owns; passing it to the model continues every sequence in
 it exactly where it stopped. The Mamba part never grows, and a step of one token a sequence updates
 it in place; keys and values lie in pages, one table for all layers, and a pool that is full
-doubles. What a page is, is `ops/attend/pages.py`.
+doubles. A memory that is `holding` keeps the inputs of a call instead of moving on by them, until
+`Nemotron.accept` says how many of its tokens stay: what was drafted in vain leaves no trace, and no
+copy of a state is needed. What a page is, is `ops/attend/pages.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig
+from fathom.config.model import AttentionConfig, MambaConfig, MixerConfig, ModelConfig
 from fathom.errors import RequestError
 from fathom.ops.attend.pages import PAGE, Pages
 from fathom.ops.layout import Layout
+
+
+@dataclass
+class Held:
+    """What one Mamba layer was given by the last call, in the order of its stream."""
+
+    taken_Tc: Tensor
+    """Inputs of the convolution."""
+    given_Tc: Tensor
+    """Its outputs: x, B and C of the scan."""
+    dt_TH: Tensor
+    """Step sizes, fp32."""
+
+    def keep(self, taken_Tc: Tensor, given_Tc: Tensor, dt_TH: Tensor) -> None:
+        """Take a call's inputs in the place of the last one's."""
+        tokens = taken_Tc.shape[0]
+        self.taken_Tc[:tokens].copy_(taken_Tc)
+        self.given_Tc[:tokens].copy_(given_Tc)
+        self.dt_TH[:tokens].copy_(dt_TH)
 
 
 @dataclass
@@ -27,10 +48,14 @@ class MambaMemory:
     """The last k - 1 inputs of the convolution, in the model's type."""
     state_SHPN: Tensor
     """The recurrent state, fp32."""
+    held: Held | None = None
+    """Room for the inputs of a call that may be taken back; None: calls are final."""
 
     def buffers(self) -> list[Tensor]:
         """What a step writes into, in place."""
-        return [self.tail_Skc, self.state_SHPN]
+        held = self.held
+        kept = [held.taken_Tc, held.given_Tc, held.dt_TH] if held is not None else []
+        return [self.tail_Skc, self.state_SHPN, *kept]
 
 
 @dataclass
@@ -79,6 +104,8 @@ class Memory:
     """int32 [S, B]: pages of each sequence, the same in every attention layer."""
     given: list[int]
     """Pages each sequence has."""
+    holding: bool = False
+    """Whether calls are kept until it is known how many of their tokens stay."""
 
     @classmethod
     def empty(
@@ -100,32 +127,51 @@ class Memory:
             dtype: type of tails, keys and values: the model's. States are fp32 always.
             device: where it lives.
         """
-        layers: list[MambaMemory | AttentionMemory | None] = []
         each = max(1, -(-capacity // PAGE))
         table_SB = torch.arange(sequences * each, dtype=torch.int32, device=device)
-        table_SB = table_SB.view(sequences, each)
+        mixers = [config.mixer(index) for index in range(len(config.pattern))]
+        return cls.paged(mixers, table_SB.view(sequences, each), sequences * each, dtype=dtype)
+
+    @classmethod
+    def paged(
+        cls,
+        mixers: Iterable[MixerConfig],
+        table_SB: Tensor,
+        pages: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        kv_dtype: torch.dtype | None = None,
+        begun: bool = True,
+    ) -> "Memory":
+        """The same for a row of blocks and a table of pages that the caller gives out.
+
+        Args:
+            mixers: the blocks' shapes.
+            table_SB: int32 [S, B], the pages of each sequence; the memory lives on its device.
+            pages: how many pages every attention layer's pool has.
+            dtype: type of the convolutions' tails.
+            kv_dtype: type of keys and values; None: `dtype`.
+            begun: False leaves tails and states unset, for a caller who writes them before use, so
+                that rows nobody uses take no memory.
+        """
+        (sequences, each), device = table_SB.shape, table_SB.device
+        make = torch.zeros if begun else torch.empty
+        layers: list[MambaMemory | AttentionMemory | None] = []
         past_S = torch.zeros(sequences, dtype=torch.int32, device=device)
-        for index in range(len(config.pattern)):
-            mixer = config.mixer(index)
+        for mixer in mixers:
             if isinstance(mixer, MambaConfig):
                 tail = (sequences, mixer.conv - 1, mixer.conv_width)
                 state = (sequences, mixer.heads, mixer.head_width, mixer.state)
                 layers.append(
                     MambaMemory(
-                        torch.zeros(tail, dtype=dtype, device=device),
-                        torch.zeros(state, dtype=torch.float32, device=device),
+                        make(tail, dtype=dtype, device=device),
+                        make(state, dtype=torch.float32, device=device),
                     )
                 )
             elif isinstance(mixer, AttentionConfig):
-                pages = Pages.empty(
-                    sequences * each,
-                    mixer.kv_heads,
-                    mixer.head_width,
-                    table_SB,
-                    past_S,
-                    dtype=dtype,
-                )
-                layers.append(AttentionMemory(pages))
+                heads, width, kind = mixer.kv_heads, mixer.head_width, kv_dtype or dtype
+                pool = Pages.empty(pages, heads, width, table_SB, past_S, dtype=kind)
+                layers.append(AttentionMemory(pool))
             else:
                 layers.append(None)
         return cls(layers, [0] * sequences, past_S, table_SB, [each] * sequences)
@@ -143,6 +189,32 @@ class Memory:
             )
         self.make_room(layout.lengths)
         return Layout.of(layout.lengths, self.seen)
+
+    def part(self, layers: Iterable[MambaMemory | None], rows: Tensor | slice) -> "Memory":
+        """A memory of some of the sequences that shares this one's pages.
+
+        Args:
+            layers: what the Mamba layers remember of them; None elsewhere, one entry a block.
+            rows: which sequences; a slice makes views of table and lengths, indices copies.
+        """
+        table_SB, past_S = self.table_SB[rows], self.past_S[rows]
+        own: list[MambaMemory | AttentionMemory | None] = []
+        for mine, given in zip(self.layers, layers, strict=True):
+            if isinstance(mine, AttentionMemory):
+                pages = replace(mine.pages, table_SB=table_SB, past_S=past_S)
+                own.append(AttentionMemory(pages))
+            else:
+                own.append(given)
+        count, each = table_SB.shape
+        return Memory(own, past_S.tolist(), past_S, table_SB, [each] * count)
+
+    def hold(self, layers: Iterable[Held | None]) -> "Memory":
+        """The same memory, holding: calls keep their inputs in `layers` and move nothing on."""
+        held: list[MambaMemory | AttentionMemory | None] = [
+            replace(layer, held=room) if isinstance(layer, MambaMemory) else layer
+            for layer, room in zip(self.layers, layers, strict=True)
+        ]
+        return replace(self, layers=held, holding=True)
 
     def make_room(self, lengths: Sequence[int]) -> None:
         """Give every sequence the pages that so many more tokens need; nothing else moves."""
@@ -174,7 +246,9 @@ class Memory:
         return found
 
     def advance(self, layout: Layout) -> None:
-        """Move on by the tokens of a finished call."""
+        """Move on by the tokens of a finished call; a memory that is holding stays."""
+        if self.holding:
+            return
         self.count(layout)
         if len(set(layout.lengths)) == 1:
             self.past_S += layout.lengths[0]
@@ -186,4 +260,4 @@ class Memory:
         self.seen = [seen + new for seen, new in zip(self.seen, layout.lengths, strict=True)]
 
 
-__all__ = ["AttentionMemory", "MambaMemory", "Memory"]
+__all__ = ["AttentionMemory", "Held", "MambaMemory", "Memory"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fathom.config.model import ModelConfig
 from fathom.model.block import Block, RMSNorm
+from fathom.model.memory import Memory
 from fathom.model.precision import Linear
 from fathom.ops.layout import Layout
 
@@ -35,12 +36,21 @@ class MTP(nn.Module):
         )
         self.final_norm = RMSNorm(width, eps, dtype=dtype, device=device)
 
-    def forward(self, hidden_TD: Tensor, embedded_TD: Tensor, layout: Layout) -> Tensor:
-        """Hidden states at t and embeddings of t + 1 -> hidden states that predict t + 2."""
+    def forward(
+        self, hidden_TD: Tensor, embedded_TD: Tensor, layout: Layout, memory: Memory | None = None
+    ) -> Tensor:
+        """Hidden states at t and embeddings of t + 1 -> hidden states that predict t + 2.
+
+        A memory holds the head's own keys and values; it moves on by the layout's tokens.
+        """
+        if memory is not None:
+            layout = memory.continued(layout)
         both = torch.cat([self.enorm(embedded_TD), self.hnorm(hidden_TD)], dim=-1)
         x_TD = self.eh_proj(both)
-        for block in self.blocks:
-            x_TD = block(x_TD, layout, None)
+        for index, block in enumerate(self.blocks):
+            x_TD = block(x_TD, layout, memory.layers[index] if memory is not None else None)
+        if memory is not None:
+            memory.advance(layout)
         return self.final_norm(x_TD)  # type: ignore[no-any-return]
 
 

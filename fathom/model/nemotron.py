@@ -17,7 +17,8 @@ from fathom.config.model import ModelConfig
 from fathom.errors import ConfigError, RequestError
 from fathom.model.block import Block, RMSNorm
 from fathom.model.latent_moe import Experts, Router
-from fathom.model.memory import Memory
+from fathom.model.mamba import Mamba
+from fathom.model.memory import MambaMemory, Memory
 from fathom.model.mtp import MTP
 from fathom.model.precision import Linear
 from fathom.model.sizes import size
@@ -147,15 +148,42 @@ class Nemotron(nn.Module):
             return F.linear(hidden_TD.float(), self.embedding.weight.float())
         return self.head(hidden_TD).float()  # type: ignore[no-any-return]
 
-    def draft(self, hidden_TD: Tensor, next_tokens_T: Tensor, layout: Layout) -> Tensor:
+    def accept(self, memory: Memory, layout: Layout, counts_S: Tensor) -> None:
+        """Move a memory that is holding on by the first `counts_S` tokens of its last call.
+
+        The states are then, bit for bit, what as many single steps would have made of them.
+
+        Args:
+            memory: holding; `layout` is that of the call.
+            layout: what each sequence brought.
+            counts_S: int32 [S], how many of each sequence's tokens stay, from 0 to all.
+        """
+        for block, remembered in zip(self.blocks, memory.layers, strict=True):
+            if isinstance(block.mixer, Mamba) and isinstance(remembered, MambaMemory):
+                block.mixer.accept(remembered, layout, counts_S)
+
+    def draft(
+        self,
+        hidden_TD: Tensor,
+        next_tokens_T: Tensor,
+        layout: Layout,
+        memory: Memory | None = None,
+    ) -> Tensor:
         """One depth of the MTP head: states at t and tokens t + 1 -> states that predict t + 2.
+
+        Args:
+            hidden_TD: the backbone's states after its final norm, or the head's of a depth less.
+            next_tokens_T: the token that follows each.
+            layout: what each sequence brings.
+            memory: the head's own keys and values; it moves on by the layout's tokens.
 
         Raises:
             ConfigError: this model has no MTP head.
         """
         if self.mtp is None:
             raise ConfigError(f"{self.config.name} has no MTP head; its config says mtp = ''.")
-        return self.mtp(hidden_TD, self.embedding(next_tokens_T), layout)  # type: ignore[no-any-return]
+        embedded_TD = self.embedding(next_tokens_T)
+        return self.mtp(hidden_TD, embedded_TD, layout, memory)  # type: ignore[no-any-return]
 
     @property
     def head_weight(self) -> Tensor:

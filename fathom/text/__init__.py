@@ -5,7 +5,16 @@ an answer are `Reasoning`, `Content` and `ToolCall`. What each file does is said
 """
 
 from fathom.text.conversation import Text
-from fathom.text.stream import Content, Event, Reasoning, StreamRouter, ToolCall, merged, parse
+from fathom.text.stream import (
+    Content,
+    Event,
+    PlainRouter,
+    Reasoning,
+    StreamRouter,
+    ToolCall,
+    merged,
+    parse,
+)
 from fathom.text.template import ChatTemplate, TemplateLimits
 from fathom.text.tokenizer import Tokenizer, TokenStream
 
@@ -13,6 +22,7 @@ __all__ = [
     "ChatTemplate",
     "Content",
     "Event",
+    "PlainRouter",
     "Reasoning",
     "StreamRouter",
     "TemplateLimits",

@@ -11,6 +11,7 @@ one of our own is rendered by `chat.py`; any other is the checkpoint's and is re
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_args
 
@@ -84,6 +85,22 @@ class Text:
         """The ids that end an answer: `</s>` and `<|im_end|>`, those that the tokenizer has."""
         found = (self.tokenizer.find(name) for name in _ENDS)
         return frozenset(token for token in found if token is not None)
+
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """The ids of tokens that end a line."""
+        tokenizer = self.tokenizer
+        return frozenset(i for i in range(tokenizer.size) if tokenizer.decode([i]).endswith("\n"))
+
+    def boundaries(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """Where in a prompt's ids other prompts are likely to part from it.
+
+        The end of its first turn (system prompt and tools), and the beginnings of its last two: the
+        last message and the assistant's turn.
+        """
+        begin = self.tokenizer.find("<|im_start|>")
+        turns = [place for place, token in enumerate(prompt) if token == begin]
+        return tuple(sorted({*turns[1:2], *turns[-2:]} - {0}))
 
     def render(
         self,

@@ -237,6 +237,29 @@ class StreamRouter:
             self._waiting = None
 
 
+class PlainRouter:
+    """Passes text on as content until a stop string: for text that is no chat."""
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
+        """Look for any of `stop`."""
+        self._stop = StopFinder(stop)
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that ended the text, or None."""
+        return self._stop.found
+
+    def feed(self, piece: str) -> list[Event]:
+        """Take new text; return what is now certain."""
+        text = self._stop.feed(piece)
+        return [Content(text)] if text else []
+
+    def finish(self) -> list[Event]:
+        """Return what was held back; the text is over."""
+        text = self._stop.finish()
+        return [Content(text)] if text else []
+
+
 def parse(
     text: str,
     *,
@@ -251,4 +274,13 @@ def parse(
     return merged([*router.feed(text), *router.finish()])
 
 
-__all__ = ["Content", "Event", "Reasoning", "StreamRouter", "ToolCall", "merged", "parse"]
+__all__ = [
+    "Content",
+    "Event",
+    "PlainRouter",
+    "Reasoning",
+    "StreamRouter",
+    "ToolCall",
+    "merged",
+    "parse",
+]

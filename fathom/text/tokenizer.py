@@ -176,6 +176,11 @@ class Tokenizer:
         """Number of ids: one more than the largest."""
         return len(self._pieces)
 
+    @property
+    def json(self) -> str:
+        """The text of tokenizer.json."""
+        return self._text
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of tokenizer.json in canonical form: spacing and key order do not count."""

@@ -1,8 +1,12 @@
-"""The command line in this process, and one tiny run that the verbs can read."""
+"""The command line in this process, one tiny run that the verbs can read, and a tiny model."""
 
 import pytest
 
 from fathom.cli.main import run
+from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig, MoEConfig
+from fathom.engine.engine import Engine
+from fathom.model.nemotron import Nemotron
+from fathom.text import Text, Tokenizer
 
 RECIPE = """
 steps = 3
@@ -77,3 +81,33 @@ def tiny_run(recipe, untuned, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     assert ended("train", recipe, "--out", folder) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def words():
+    """The pure byte tokenizer: 32 special slots and 256 bytes."""
+    return Text(Tokenizer.train([], vocab=288, special_slots=32))
+
+
+@pytest.fixture(scope="session")
+def untaught():
+    """A tiny model with fresh weights and an MTP head, which says any byte."""
+    config = ModelConfig(
+        name="untaught",
+        vocab=288,
+        width=32,
+        pattern="ME*",
+        mtp="*E",
+        mamba=MambaConfig(heads=2, head_width=16, state=8, groups=1, chunk=16),
+        attention=AttentionConfig(heads=2, kv_heads=1, head_width=16),
+        moe=MoEConfig(experts=4, chosen=2, expert_width=16, shared_width=16),
+        init=0.3,
+    )
+    return Nemotron(config, seed=5).eval().pack()
+
+
+@pytest.fixture
+def engine(untaught):
+    """An engine of the tiny model."""
+    with Engine(untaught, sequences=1, context=2048, drafts=1) as made:
+        yield made

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fathom.checkpoint.run import Run
 from fathom.checkpoint.weights import load
-from fathom.cli import chat, doctor, source, voice
+from fathom.cli import doctor, source, voice
 from fathom.errors import RequestError
 from fathom.generation import generate
 from fathom.text import Content, Reasoning, Text, ToolCall
@@ -135,38 +135,6 @@ def test_generate_reads_standard_input(fathom, untuned, tiny_run, monkeypatch):
     assert code == 0
     _, given, _ = fathom("generate", tiny_run, "What is 2+3?", "--max-tokens", 5, "--json")
     assert json.loads(piped)["ids"] == json.loads(given)["ids"]
-
-
-def test_a_conversation_is_remembered_until_new(fathom, untuned, tiny_run, monkeypatch):
-    said = iter(["2+3?", "/help", "4+5?", "/new", "6+7?"])
-    asked = []
-
-    def ask(console):
-        return next(said, None)
-
-    def answers(model, text, messages, **options):
-        asked.append([m["role"] for m in messages])
-        return generate(model, text, messages, **options)
-
-    monkeypatch.setattr(chat, "ask", ask)
-    monkeypatch.setattr(chat, "generate", answers)
-    assert fathom("chat", tiny_run, "--max-tokens", 4, "--system", "Be brief.")[0] == 0
-    first = ["system", "user"]
-    assert asked == [first, [*first, "assistant", "user"], first]
-
-
-def test_ctrl_c_cuts_an_answer_and_not_the_conversation(fathom, untuned, tiny_run, monkeypatch):
-    said = iter(["2+3?", "4+5?"])
-    asked = []
-
-    def answers(model, text, messages, **options):
-        asked.append(len(messages))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(chat, "ask", lambda console: next(said, None))
-    monkeypatch.setattr(chat, "generate", answers)
-    assert fathom("chat", tiny_run)[0] == 0
-    assert asked == [1, 1]
 
 
 def test_a_folder_without_a_tokenizer_is_told(fathom, tiny_run, tmp_path):

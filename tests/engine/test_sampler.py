@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fathom.engine.sampler import Sampling, sample, survivors, uniform
+from fathom.engine.sampler import (
+    Sampling,
+    adjusted,
+    alternatives,
+    sample,
+    survivors,
+    uniform,
+)
 from fathom.errors import RequestError
 
 LOGITS = torch.tensor([0.0, 2.0, 1.0, -1.0, 1.5, -3.0, 0.5, 1.9])
@@ -125,6 +132,17 @@ def test_neighbouring_seeds_and_places_are_unrelated():
         {"min_p": -0.1},
         {"min_p": 2},
         {"seed": 2**64},
+        {"repetition": 0},
+        {"repetition": math.nan},
+        {"repetition": math.inf},
+        {"presence": 2.1},
+        {"frequency": -2.1},
+        {"frequency": math.nan},
+        {"bias": ((-1, 1.0),)},
+        {"bias": ((1.5, 1.0),)},
+        {"bias": ((3, 101.0),)},
+        {"bias": ((3, math.nan),)},
+        {"bias": ((3, 1.0), (3, 2.0))},
     ],
 )
 def test_values_that_make_no_sense_are_named(values):
@@ -145,3 +163,126 @@ def test_tokens_of_probability_zero_are_never_drawn():
     logits[[0, -1]] = -math.inf
     drawn = {sample(logits, Sampling(temperature=5, seed=1), place).id for place in range(500)}
     assert drawn == {1, 2, 3, 4, 5, 6}
+
+
+def _mask(tokens, vocab=8):
+    words = [0] * ((vocab + 31) // 32)
+    for token in tokens:
+        words[token // 32] |= 1 << token % 32
+    return torch.tensor([w - 2**32 if w >= 2**31 else w for w in words], dtype=torch.int32)
+
+
+def test_repetition_divides_what_is_positive_and_multiplies_the_rest_once():
+    sampling = Sampling(repetition=2.0)
+    changed = adjusted(LOGITS, sampling, {0, 1, 3}, {1: 5, 4: 1})
+    assert changed.tolist() == pytest.approx([0.0, 1.0, 1.0, -2.0, 0.75, -3.0, 0.5, 1.9])
+    # The prompt as it came, with repeats, is the same as its set.
+    assert changed.equal(adjusted(LOGITS, sampling, [3, 0, 1, 1, 0, 3], {4: 1, 1: 5}))
+
+
+def test_presence_and_frequency_look_at_the_answer_alone():
+    changed = adjusted(LOGITS, Sampling(presence=0.5), {0, 1, 2}, {1: 3, 5: 1, 6: 0})
+    assert (LOGITS - changed).tolist() == pytest.approx([0, 0.5, 0, 0, 0, 0.5, 0, 0])
+    changed = adjusted(LOGITS, Sampling(frequency=0.25), {0, 1, 2}, {1: 3, 5: 1, 6: 0})
+    assert (LOGITS - changed).tolist() == pytest.approx([0, 0.75, 0, 0, 0, 0.25, 0, 0])
+
+
+def test_the_bias_comes_last_and_keeps_its_size():
+    sampling = Sampling(repetition=2.0, presence=0.5, frequency=0.25, bias=((1, 4.0), (7, -100.0)))
+    changed = adjusted(LOGITS, sampling, (), {1: 2})
+    assert float(changed[1]) == pytest.approx(2.0 / 2 - 0.5 - 2 * 0.25 + 4)
+    assert float(changed[7]) == pytest.approx(1.9 - 100)
+
+
+def test_adjusting_is_done_on_a_copy_and_plain_changes_nothing():
+    logits = LOGITS.clone()
+    for sampling in (Sampling(), Sampling(1.5, 0.9, 3, 0.1, 7), Sampling(bias=((0, 0.0),))):
+        adjusted(logits, sampling, [1], {2: 1}).fill_(9)
+        assert logits.equal(LOGITS)
+        assert adjusted(logits, sampling, [1], {2: 1}).equal(LOGITS)
+    assert Sampling(1.5, 0.9, 3, 0.1, 7).plain
+    for value in ({"repetition": 1.1}, {"presence": -1}, {"frequency": 1}, {"bias": ((0, 1.0),)}):
+        assert not Sampling(**value).plain
+
+
+def test_a_bias_on_an_unknown_token_is_named():
+    with pytest.raises(RequestError, match="token 8"):
+        adjusted(LOGITS, Sampling(bias=((8, 1.0),)), (), {})
+
+
+def test_what_is_drawn_from_may_differ_and_the_models_own_probability_is_told():
+    sampling = Sampling(bias=((5, 100.0),), seed=3)
+    drawn = sample(LOGITS, sampling, 0, adjusted_V=adjusted(LOGITS, sampling, (), {}))
+    assert drawn.id == 5
+    assert drawn.logp == pytest.approx(float(torch.log_softmax(LOGITS, 0)[5]))
+    assert drawn.sampler_logp == pytest.approx(0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 5.0])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.99}, {"min_p": 0.001}])
+def test_only_allowed_tokens_are_drawn(temperature, filters):
+    sampling = Sampling(temperature=temperature, seed=5, **filters)
+    own = torch.log_softmax(LOGITS, 0)
+    for place in range(200):
+        drawn = sample(LOGITS, sampling, place, _mask([3, 6]))
+        assert drawn.id in (3, 6)
+        assert drawn.logp == pytest.approx(float(own[drawn.id]))
+    if temperature == 0:
+        assert drawn.id == 6
+
+
+def test_draws_under_a_mask_follow_what_it_leaves():
+    counts = torch.zeros(len(LOGITS))
+    for place in range(4000):
+        counts[sample(LOGITS, Sampling(seed=2), place, _mask([0, 1, 2, 4])).id] += 1
+    share = torch.softmax(LOGITS[[0, 1, 2, 4]], 0)
+    assert counts.sum() == counts[[0, 1, 2, 4]].sum()
+    assert _chi_square(counts[[0, 1, 2, 4]], share) < 16.3  # 3 degrees: once in a thousand
+
+
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 64, 100])
+def test_a_mask_reaches_the_last_bit_of_the_last_word(vocab):
+    logits = torch.zeros(vocab)
+    for token in {0, vocab // 2, vocab - 1}:
+        assert sample(logits, Sampling(seed=1), 0, _mask([token], vocab)).id == token
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**64 - 1), place=st.integers(0, 2**20), top_k=st.integers(0, 8))
+def test_a_mask_that_allows_all_changes_no_draw(seed, place, top_k):
+    sampling = Sampling(top_k=top_k, seed=seed)
+    assert sample(LOGITS, sampling, place, _mask(range(8))) == sample(LOGITS, sampling, place)
+
+
+def test_a_mask_that_leaves_nothing_is_an_error():
+    with pytest.raises(RequestError, match="mask"):
+        sample(LOGITS, Sampling(), 0, _mask([]))
+    logits = LOGITS.clone()
+    logits[3] = -math.inf
+    with pytest.raises(RequestError, match="mask"):
+        sample(logits, Sampling(temperature=0), 0, _mask([3]))
+
+
+@pytest.mark.parametrize("mask", [_mask([1], 64), _mask([1]).long(), _mask([1])[None]])
+def test_a_mask_of_another_size_or_type_is_refused(mask):
+    with pytest.raises(RequestError, match="1 words of int32"):
+        sample(LOGITS, Sampling(), 0, mask)
+
+
+def test_alternatives_are_the_best_tokens_the_lower_id_of_equals_first():
+    logits = torch.tensor([0.0, 3.0, 1.0, 3.0, 1.0, 1.0, -1.0])
+    own = torch.log_softmax(logits, 0).tolist()
+    best = [1, 3, 2, 4, 5, 0, 6]
+    for count in range(9):
+        found = alternatives(logits, count)
+        assert [token for token, _ in found] == best[:count]
+        assert [logp for _, logp in found] == pytest.approx([own[i] for i in best[:count]])
+    with pytest.raises(RequestError, match="alternatives"):
+        alternatives(logits, -1)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.integers(0, 45))
+def test_alternatives_are_those_of_a_plain_sort(values, count):
+    found = alternatives(torch.tensor(values, dtype=torch.float32), count)
+    best = sorted(range(len(values)), key=lambda token: (-values[token], token))
+    assert [token for token, _ in found] == best[:count]

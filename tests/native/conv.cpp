@@ -72,6 +72,26 @@ static void check_step(Draw& draw, int64_t S, int64_t c, int64_t k) {
   });
 }
 
+// Tails move on by some of each sequence's inputs, in place.
+template <class X, class I>
+static void check_keep(Draw& draw, const std::vector<int64_t>& lengths, int64_t c, int64_t k) {
+  std::vector<int32_t> bounds{0};
+  std::vector<I> counts;
+  for (int64_t length : lengths) {
+    bounds.push_back(bounds.back() + int32_t(length));
+    counts.push_back(I(draw.below(length + 1)));
+  }
+  const int64_t S = int64_t(lengths.size()), older = k - 1;
+  auto x = draw.normal<X>(bounds.back(), c, c + 7), tail = draw.normal<X>(S * older, c);
+  Table<X> moved = tail;
+  conv_keep(moved.address(), x.address(), x.stride, Address(bounds.data()), Address(counts.data()), sizeof(I) == 8, S,
+            c, k, code<X>);
+  compare(named("conv_keep", S, c, k, sizeof(I)), moved, 0, [&](int64_t r, int64_t j) {
+    const int64_t s = r / older, place = r % older + int64_t(counts[s]);
+    return place < older ? tail(s * older + place, j) : x(bounds[s] + place - older, j);
+  });
+}
+
 void check_conv(Draw& draw) {
   for_types([&](auto x) {
     for_types([&](auto u) {
@@ -82,6 +102,11 @@ void check_conv(Draw& draw) {
     });
     for (auto [S, c, k] : {std::tuple{1, 1, 2}, {1, 300, 4}, {40, 37, 4}, {5, 16, 6}})
       check_step<decltype(x)>(draw, S, c, k);
+    for (const auto& lengths : std::vector<std::vector<int64_t>>{{1}, {4, 4, 4}, {9, 1, 3, 2, 8}})
+      for (auto [c, k] : {std::pair{1, 4}, {19, 2}, {300, 4}, {37, 7}}) {
+        check_keep<decltype(x), int32_t>(draw, lengths, c, k);
+        check_keep<decltype(x), int64_t>(draw, lengths, c, k);
+      }
   });
 }
 

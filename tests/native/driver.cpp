@@ -44,6 +44,7 @@ int main() {
     check_ssd(draw);
     check_attend(draw);
     check_step(draw);
+    check_draw(draw);
   }
   std::printf("%s: %d of %d comparisons wrong\n", tier, tally.wrong, tally.compared);
   return tally.wrong ? 1 : 0;

@@ -141,5 +141,6 @@ void check_experts(Draw& draw);
 void check_ssd(Draw& draw);
 void check_attend(Draw& draw);
 void check_step(Draw& draw);
+void check_draw(Draw& draw);
 
 }  // namespace FATHOM_TIER

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from fathom.errors import KernelError
-from fathom.ops import attend, conv, experts, linear, norm, ssd
+from fathom.ops import attend, conv, draw, experts, linear, norm, ssd
 from fathom.ops.dispatch import Case
 
-ROOMS = (attend, conv, experts, linear, norm, ssd)
+ROOMS = (attend, conv, draw, experts, linear, norm, ssd)
 OPERATIONS = [*(room.OPERATION for room in ROOMS), experts.ROUTE]
 
 

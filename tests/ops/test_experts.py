@@ -32,7 +32,9 @@ def test_reading_only_the_visited_experts_changes_nothing(tokens):
     x, up, down, picks, weights = case(tokens, number=16)
     with torch.inference_mode():
         few = eager.experts(x, up, down, picks, weights)
-    torch.testing.assert_close(few, reference.experts(x, up, down, picks, weights))
+    # another order of sums: how much that is depends on the processor's own products
+    whole = reference.experts(x, up, down, picks, weights)
+    torch.testing.assert_close(few, whole, rtol=2e-5, atol=2e-5)
 
 
 def test_squared_relu_backends_agree(assert_agrees):

@@ -7,6 +7,7 @@ from fathom.errors import KernelError
 from fathom.ops import conv, native
 from fathom.ops.conv import cpu, eager, reference
 from fathom.ops.layout import Layout
+from fathom.ops.native.recorder import record
 
 LENGTHS = [(1,), (3,), (64,), (300,), (1, 1, 1), (2, 70, 1, 3, 257, 31)]
 
@@ -130,6 +131,71 @@ def test_a_recorded_step_moves_on_when_it_is_played_again(tier):
     assert torch.equal(tail, twice)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("taps", "channels"), [(2, 12), (4, 1), (4, 300), (7, 37)])
+@pytest.mark.parametrize("lengths", [(1,), (9,), (3, 3, 3), (9, 1, 4), (*range(1, 10),) * 2])
+def test_kept_inputs_leave_the_tails_of_as_many_steps(tier, lengths, taps, channels, dtype):
+    layout = Layout.of(lengths)
+    wide, weight, bias, before = case(layout.tokens, channels + 5, taps, len(lengths), dtype)
+    x, before = wide[:, 2:-3], before[..., :channels].contiguous()
+    # each sequence's tails before and after all of its steps
+    tails = [[own] for own in before.split(1)]
+    for own, start, length in zip(tails, layout.starts, lengths, strict=True):
+        for token in x[start : start + length].split(1):
+            own.append(own[-1].clone())
+            cpu.step_(token, weight[:channels], bias[:channels], own[-1])
+    for shift in range(max(lengths) + 1):
+        counts = [(shift + s) % (n + 1) for s, n in enumerate(lengths)]
+        wanted = torch.cat([own[count] for own, count in zip(tails, counts, strict=True)])
+        kept = torch.full_like(wide, torch.nan)[:, 2:-3]
+        for start, count in zip(layout.starts, counts, strict=True):
+            kept[start : start + count] = x[start : start + count]
+        counts_S = torch.tensor(counts, dtype=(torch.int32, torch.int64)[shift % 2])
+        for backend in (cpu, eager, reference):
+            tail = before.clone()
+            backend.keep_(tail, kept, layout, counts_S)
+            assert torch.equal(tail, wanted)
+
+
+@pytest.mark.parametrize("lengths", [(4, 4, 4), (9, 1, 4)], ids=str)
+@torch.inference_mode()
+def test_a_recording_reads_kept_inputs_and_counts_anew(tier, lengths):
+    layout, counts = Layout.of(lengths), torch.zeros(3, dtype=torch.int32)
+    x, _, _, tail = case(layout.tokens, 37, 4, 3)
+    result = torch.zeros(3, 3, 37)
+
+    def step():
+        conv.keep_(tail, x, layout, counts)
+        return result.copy_(tail)
+
+    recording = None
+    for number in range(7):
+        x.copy_(torch.randn(x.shape, generator=torch.Generator().manual_seed(number)))
+        counts.copy_(torch.tensor([(number + s) % (n + 1) for s, n in enumerate(lengths)]))
+        wanted = tail.clone()
+        reference.keep_(wanted, x, layout, counts)
+        if recording is None:
+            recording = record(step, [x, counts, tail, result])
+            assert recording.why_not is None
+        else:
+            recording.replay()
+        assert torch.equal(tail, wanted)
+        assert torch.equal(recording.result, wanted)
+
+
+def test_threads_change_no_tail(tier):
+    layout, before = Layout.of([40] * 30), torch.get_num_threads()
+    x, _, _, tail = case(1200, 700, 4, 30)
+    tails = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        tails.append(tail.clone())
+        conv.keep_(tails[-1], x, layout, torch.arange(30))
+    torch.set_num_threads(before)
+    assert torch.equal(tails[0], tails[1])
+    assert torch.equal(tails[0], tails[2])
+
+
 def test_a_step_lets_no_gradient_through():
     x, weight, bias, tail = case(2, 8, 4, 2)
     y = conv.step_(x.requires_grad_(), weight.requires_grad_(), bias, tail)
@@ -156,3 +222,7 @@ def test_what_is_wrong_is_said_with_its_name():
         cpu.step_(x[:1], weight, bias, tail.bfloat16())
     with pytest.raises(KernelError, match=r"conv: bias must be torch.float32 or torch.bfloat16"):
         cpu.causal_conv(x, weight, bias.double(), layout, None)
+    with pytest.raises(KernelError, match=r"conv.keep_: tail must be torch.float32; got torch.bf"):
+        cpu.keep_(tail.bfloat16(), x, layout, torch.tensor([1]))
+    with pytest.raises(KernelError, match=r"conv.keep_: counts must be torch.int32 or torch.int64"):
+        cpu.keep_(tail, x, layout, torch.tensor([1.0]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.ops import attend, conv, experts, linear, native, norm, ssd
+from fathom.ops import attend, conv, draw, experts, linear, native, norm, ssd
 from fathom.ops.attend.cpu import fresh_pages
 from fathom.ops.layout import Layout
 from fathom.ops.linear.packed import Packed, PackedStack
@@ -67,6 +67,13 @@ def moved(floats: Tensor, halves: Tensor, numbers: Tensor) -> None:
     kernels.count_up(n, 4, 0, 8)
 
 
+def draws(logits: Tensor) -> None:
+    """A draw of two rows with every filter, and of two without any."""
+    wide = torch.ones(2, dtype=torch.float64)
+    draw.draw(logits, wide, torch.full((2,), 9), wide / 2, wide / 20, wide / 3, None)
+    draw.draw(logits, wide, torch.zeros(2, dtype=torch.int64), wide, wide * 0, wide / 3, None)
+
+
 def calls() -> dict[str, Callable[[], object]]:
     """What is called: every kernel at least once."""
     layout, x, weight = Layout.of([3, 2]), drawn(5, 16), drawn(16)
@@ -75,8 +82,7 @@ def calls() -> dict[str, Callable[[], object]]:
     chosen, weights = torch.tensor([[0, 3]] * 5), torch.ones(5, 2)
     heads, B, dt, A, D = drawn(5, 2, 8), drawn(5, 1, 8), torch.rand(5, 2), -torch.ones(2), drawn(2)
     state, counts = torch.zeros(5, 2, 8, 8), torch.ones(5, dtype=torch.int64)
-    floats = torch.zeros(4, 8)
-    ring = [t.detach()[:, None].contiguous() for t in (heads, dt, B)]
+    floats, ones = torch.zeros(4, 8), Layout.of([1] * 5)
     token = [t.detach() for t in (heads, dt, A, B, B, D)]
     return {
         "rms_norm": trained(lambda x, w: norm.rms_norm(x, w, 1e-5), x, weight),
@@ -96,8 +102,11 @@ def calls() -> dict[str, Callable[[], object]]:
         ),
         "scan": trained(lambda x, B, D: ssd.scan(x, dt, A, B, B, D, layout, 16)[0], heads, B, D),
         "step": still(lambda: ssd.step_(*token, state)),
-        "replay": still(lambda: ssd.replay(state, ring[0], ring[1], A, ring[2], counts)),
+        "peek": still(lambda: ssd.peek(*token, ones, state)),
+        "replay": still(lambda: ssd.replay(state, *token[:4], ones, counts)),
+        "kept tails": still(lambda: conv.keep_(torch.zeros(5, 3, 16), x.detach(), ones, counts)),
         "step sizes": trained(ssd.step_sizes, drawn(5, 2), drawn(2)),
+        "draw": still(lambda: draws(drawn(2, 400).detach())),
         "attend": trained(
             lambda q, k, v: attend.attend(q, k, v, layout), *(drawn(5, 1, 16) for _ in range(3))
         ),

@@ -146,15 +146,24 @@ def test_a_step_in_place_is_the_step():
     assert torch.equal(state, after)
 
 
+@pytest.mark.parametrize("lengths", [(1,), (9,), (4, 4), (3, 1, 9)])
+def test_a_peek_is_what_steps_would_say(lengths):
+    layout = Layout.of(lengths)
+    inputs = [x.double() for x in case(layout, state=True)]
+    before = inputs[6].clone()
+    wanted, _ = stepped(inputs, layout)
+    y = reference.peek(*inputs[:6], layout, inputs[6])
+    torch.testing.assert_close(y, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(inputs[6], before)
+
+
 def test_replay_takes_each_sequence_its_own_number_of_steps():
-    x, dt, A, B, C, D, _ = case(Layout.of((4, 4)))
-    ring = [value.unflatten(0, (2, 4)) for value in (x, dt, B)]
-    before = torch.randn(2, H, P, N, generator=torch.Generator().manual_seed(1))
+    x, dt, A, B, C, D, before = case(Layout.of((3, 4)), state=True)
     state = before.clone()
-    ssd.replay(state, *ring[:2], A, ring[2], torch.tensor([0, 3]))
+    ssd.replay(state, x, dt, A, B, Layout.of((3, 4)), torch.tensor([0, 3]))
     assert torch.equal(state[0], before[0])
     now = before[1:]
-    for t in range(4, 7):
+    for t in range(3, 6):
         one = slice(t, t + 1)
         _, now = ssd.step(x[one], dt[one], A, B[one], C[one], D, now)
     torch.testing.assert_close(state[1:], now, rtol=1e-5, atol=1e-5)

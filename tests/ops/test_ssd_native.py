@@ -1,6 +1,7 @@
 """Laws of the native scan: the reference's values and gradients, the same bits for any threads.
 
 Promise: every tier that this processor can run is held to them; memory that nobody wrote is NaN.
+What drafts ask, `peek` and `replay`, is `test_ssd_draft.py`.
 """
 
 import pytest
@@ -241,36 +242,6 @@ def test_the_scan_equals_steps(tier):
             one = cpu.step_(x[own], dt[own], A, B[own], C[own], D, now)
             torch.testing.assert_close(one, y[own], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(now, final[s : s + 1], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", [torch.int32, torch.int64])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_replay_equals_steps_to_the_bit(tier, threads, shape, dtype, kind):
-    H, P, G, N = shape
-    S, R = 4, 5
-    x, dt, A, B, C, D, _ = case(Layout.of((S * R,)), shape)
-    x, B = x.view(S, R, H, P).to(dtype), B.view(S, R, G, N).to(dtype)
-    dt, C = dt.view(S, R, H), C.view(S, R, G, N)
-    before = torch.randn(S, H, P, N, generator=torch.Generator().manual_seed(3))
-    counts = torch.tensor([0, 3, 5, 1], dtype=kind)
-    wanted = before.clone()
-    for s in range(S):
-        for r in range(int(counts[s])):
-            own = x[s : s + 1, r], dt[s : s + 1, r], A, B[s : s + 1, r], C[s : s + 1, r], D
-            cpu.step_(*own, wanted[s : s + 1])
-    # what lies past a sequence's count may be anything
-    for s in range(S):
-        for ring in (x, dt, B):
-            ring[s, int(counts[s]) :] = torch.nan
-    for count in (1, 2, 16):
-        threads(count)
-        state = before.clone()
-        cpu.replay(state, x, dt, A, B, counts)
-        assert torch.equal(state, wanted)
-    state = before.double()
-    reference.replay(state, x.double(), dt.double(), A.double(), B.double(), counts)
-    torch.testing.assert_close(state, wanted.double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 1000])

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fathom.errors import TextError
-from fathom.text import Content, Reasoning, StreamRouter, ToolCall, merged, parse
+from fathom.text import Content, PlainRouter, Reasoning, StreamRouter, ToolCall, merged, parse
 from fathom.text.chat import ChatOptions, segments, text_of
 
 CALL = "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
@@ -196,3 +196,11 @@ def test_long_arguments_are_read_in_time_that_grows_with_them():
     text = CALL.replace("\n1\n", f"\n{value}\n")
     pieces = [text[place : place + 20] for place in range(0, len(text), 20)]
     assert streamed(pieces)[0] == [ToolCall("f", {"x": value})]
+
+
+def test_text_that_is_no_chat_passes_until_a_stop_string():
+    router = PlainRouter(["</think>"])
+    events = [*router.feed("<think>a</th"), *router.feed("ink>b"), *router.finish()]
+    assert merged(events) == [Content("<think>a")]
+    assert router.stopped == "</think>"
+    assert PlainRouter().feed("x") == [Content("x")]

@@ -5,7 +5,7 @@ those of earlier calls included when their tail is given.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fathom.ops import dispatch, native
@@ -56,4 +56,27 @@ def step_(
     return y
 
 
-__all__ = ["OPERATION", "causal_conv", "step_"]
+def keep_(
+    tail_Skc: Float[Tensor, "S k_1 c"],
+    x_Tc: Float[Tensor, "T c"],
+    layout: Layout,
+    counts_S: Int[Tensor, " S"],
+) -> None:
+    """Move each tail on by the first `counts_S[s]` inputs of its sequence, in place.
+
+    Afterwards it is the last k - 1 rows of the tail followed by those inputs: what as many calls of
+    `step_` leave. No gradient flows.
+
+    Args:
+        tail_Skc: tails of x's type, changed in place.
+        x_Tc: kept inputs.
+        layout: where each sequence's inputs begin.
+        counts_S: int32 or int64, from 0 to the sequence's length; more counts as that. It is read
+            when the call runs.
+    """
+    with torch.no_grad():
+        backend = OPERATION.choose(dispatch.Case.of(x_Tc)).module
+        backend.keep_(tail_Skc, x_Tc, layout, counts_S)
+
+
+__all__ = ["OPERATION", "causal_conv", "keep_", "step_"]

@@ -42,6 +42,19 @@ def step_(x_Sc: Tensor, weight_ck: Tensor, bias_c: Tensor, tail_Skc: Tensor) -> 
     return y_Sc
 
 
+def keep_(tail_Skc: Tensor, x_Tc: Tensor, layout: Layout, counts_S: Tensor) -> None:
+    """Tails moved on by each sequence's first inputs; see `fathom.ops.conv.keep_`."""
+    (_, older, c), S = tail_Skc.shape, layout.sequences
+    native.kernels().conv_keep(
+        dense("conv.keep_: tail", tail_Skc, (S, older, c), x_Tc.dtype),
+        *rows("conv.keep_: x", x_Tc, (layout.tokens, c), *FLOATS),
+        layout.bounds.data_ptr(),
+        dense("conv.keep_: counts", counts_S, (S,), torch.int32, torch.int64),
+        counts_S.dtype == torch.int64,
+        *(S, c, older + 1, CODES[x_Tc.dtype]),
+    )
+
+
 def _inputs(x_Tc: Tensor, weight_ck: Tensor, bias_c: Tensor, T: int) -> tuple[int, int, int, int]:
     """Addresses of x, weight and bias, and the distance of x's rows."""
     c, k = weight_ck.shape
@@ -112,4 +125,4 @@ def _address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-__all__ = ["causal_conv", "step_"]
+__all__ = ["causal_conv", "keep_", "step_"]

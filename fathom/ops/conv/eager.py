@@ -114,4 +114,19 @@ def step_(x_Sc: Tensor, weight_ck: Tensor, bias_c: Tensor, tail_Skc: Tensor) -> 
     return y
 
 
-__all__ = ["causal_conv", "step_"]
+def keep_(tail_Skc: Tensor, x_Tc: Tensor, layout: Layout, counts_S: Tensor) -> None:
+    """See `fathom.ops.conv.keep_`; the host reads no value, so that it waits for no device."""
+    sequences, older = tail_Skc.shape[:2]
+    lengths_S, starts_S, first_S, back_k = (
+        torch.tensor(numbers).to(x_Tc.device)
+        for numbers in (layout.lengths, layout.starts, range(sequences), range(older))
+    )
+    place_Sk = counts_S.long().minimum(lengths_S)[:, None] + back_k - older
+    old_Sk = place_Sk + (first_S * older + older)[:, None]
+    new_Sk = place_Sk + (starts_S + sequences * older)[:, None]
+    rows = torch.cat([tail_Skc.flatten(0, 1), x_Tc])
+    row_Sk = torch.where(place_Sk < 0, old_Sk, new_Sk)
+    tail_Skc.copy_(rows.index_select(0, row_Sk.view(-1)).view(tail_Skc.shape))
+
+
+__all__ = ["causal_conv", "keep_", "step_"]

@@ -42,4 +42,12 @@ def step_(x_Sc: Tensor, weight_ck: Tensor, bias_c: Tensor, tail_Skc: Tensor) -> 
     return y
 
 
-__all__ = ["causal_conv", "step_"]
+def keep_(tail_Skc: Tensor, x_Tc: Tensor, layout: Layout, counts_S: Tensor) -> None:
+    """See `fathom.ops.conv.keep_`."""
+    pieces = x_Tc.split(layout.lengths)
+    for tail_kc, piece_tc, count in zip(tail_Skc, pieces, counts_S.tolist(), strict=True):
+        whole_tc = torch.cat([tail_kc, piece_tc[:count]])
+        tail_kc.copy_(whole_tc[len(whole_tc) - len(tail_kc) :])
+
+
+__all__ = ["causal_conv", "keep_", "step_"]

@@ -1,10 +1,11 @@
 """The state-space scan of Mamba-2: whole sequences at once (`scan`) or one token each (`step`).
 
 Promise: `scan` over a sequence equals calling `step` for each of its tokens, up to rounding;
-`step_` and `replay` change the states they are given and nothing else. The projections, the
-convolution and the gate around it are `model/mamba.py`.
+`step_` and `replay` change the states they are given and nothing else, `peek` changes none. The
+projections, the convolution and the gate around it are `model/mamba.py`.
 """
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -85,29 +86,54 @@ def step_(
     return y_SHP
 
 
+def peek(
+    x_THP: Float[Tensor, "T H P"],
+    dt_TH: Float[Tensor, "T H"],
+    A_H: Float[Tensor, " H"],
+    B_TGN: Float[Tensor, "T G N"],
+    C_TGN: Float[Tensor, "T G N"],
+    D_H: Float[Tensor, " H"],
+    layout: Layout,
+    state_SHPN: Float[Tensor, "S H P N"],
+) -> Float[Tensor, "T H P"]:
+    """What `step_` would say for each sequence's tokens one after the other; no state changes.
+
+    For the few tokens of a draft, which `replay` takes over once it is known how many stay. In
+    native code y is that of the steps to the bit. No gradients flow.
+    """
+    with torch.no_grad():
+        backend = OPERATION.choose(dispatch.Case.of(x_THP)).module
+        y_THP: Tensor = backend.peek(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, state_SHPN)
+    return y_THP
+
+
 def replay(
     state_SHPN: Float[Tensor, "S H P N"],
-    x_SRHP: Float[Tensor, "S R H P"],
-    dt_SRH: Float[Tensor, "S R H"],
+    x_THP: Float[Tensor, "T H P"],
+    dt_TH: Float[Tensor, "T H"],
     A_H: Float[Tensor, " H"],
-    B_SRGN: Float[Tensor, "S R G N"],
+    B_TGN: Float[Tensor, "T G N"],
+    layout: Layout,
     counts_S: Int[Tensor, " S"],
 ) -> None:
-    """Move each sequence's state on by the first `counts_S[s]` of R kept inputs, in place.
+    """Move each sequence's state on by its first `counts_S[s]` tokens, in place.
 
-    Equal to that many calls of `step` for that sequence, to the bit; no gradients. With a state
-    kept before a draft and the draft's inputs, what is rejected is as if it had never been.
+    Equal to that many calls of `step_` for that sequence, in native code to the bit; no gradients
+    flow. With the inputs of a draft kept, what is rejected is as if it had never been.
 
     Args:
         state_SHPN: fp32 states, changed in place.
-        x_SRHP: inputs, the oldest first.
-        dt_SRH: their step sizes, fp32.
+        x_THP: kept inputs.
+        dt_TH: their step sizes, fp32.
         A_H: negative decay rates.
-        B_SRGN: what each wrote.
-        counts_S: int32 or int64, from 0 to R; more counts as R. Entries past it are not read.
+        B_TGN: what each wrote.
+        layout: where each sequence's inputs begin.
+        counts_S: int32 or int64, from 0 to the sequence's length; more counts as that. It is read
+            when the call runs. No input past it changes anything.
     """
-    backend = OPERATION.choose(dispatch.Case.of(x_SRHP)).module
-    backend.replay(state_SHPN, x_SRHP, dt_SRH, A_H, B_SRGN, counts_S)
+    with torch.no_grad():
+        backend = OPERATION.choose(dispatch.Case.of(x_THP)).module
+        backend.replay(state_SHPN, x_THP, dt_TH, A_H, B_TGN, layout, counts_S)
 
 
 def step_sizes(dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]) -> Float[Tensor, "T H"]:
@@ -117,4 +143,4 @@ def step_sizes(dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]) -> Floa
     return steps_TH
 
 
-__all__ = ["OPERATION", "replay", "scan", "step", "step_", "step_sizes"]
+__all__ = ["OPERATION", "peek", "replay", "scan", "step", "step_", "step_sizes"]

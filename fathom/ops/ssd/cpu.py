@@ -75,34 +75,48 @@ def step_(
     return _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, state_SHPN)
 
 
+def peek(
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    D_H: Tensor,
+    layout: Layout,
+    state_SHPN: Tensor,
+) -> Tensor:
+    """What steps would say, the states left alone; see `fathom.ops.ssd.peek`."""
+    (_, H, P), (G, N), T, S = x_THP.shape, B_TGN.shape[1:], layout.tokens, layout.sequences
+    y_THP = torch.empty(T, H, P, dtype=x_THP.dtype)
+    native.kernels().ssd_peek(
+        *_written("ssd.peek", x_THP, dt_TH, A_H, B_TGN, T),
+        *_read("ssd.peek", C_TGN, D_H, (T, G, N), H),
+        layout.bounds.data_ptr(),
+        dense("ssd.peek: state", state_SHPN, (S, H, P, N), FP32),
+        y_THP.data_ptr(),
+        *(S, H, P, G, N),
+    )
+    return y_THP
+
+
 def replay(
     state_SHPN: Tensor,
-    x_SRHP: Tensor,
-    dt_SRH: Tensor,
+    x_THP: Tensor,
+    dt_TH: Tensor,
     A_H: Tensor,
-    B_SRGN: Tensor,
+    B_TGN: Tensor,
+    layout: Layout,
     counts_S: Tensor,
 ) -> None:
-    """Move states on by a ring's first inputs; see `fathom.ops.ssd.replay`."""
-    S, H, P, N = state_SHPN.shape
-    R, G = B_SRGN.shape[1:3]
-    _check_groups(H, G)
+    """Move states on by each sequence's first tokens; see `fathom.ops.ssd.replay`."""
+    (_, H, P), (G, N), T, S = x_THP.shape, B_TGN.shape[1:], layout.tokens, layout.sequences
     native.kernels().ssd_replay(
         dense("ssd.replay: state", state_SHPN, (S, H, P, N), FP32),
-        dense("ssd.replay: x", x_SRHP, (S, R, H, P), *FLOATS),
-        CODES[x_SRHP.dtype],
-        dense("ssd.replay: dt", dt_SRH, (S, R, H), FP32),
-        dense("ssd.replay: A", A_H, (H,), FP32),
-        dense("ssd.replay: B", B_SRGN, (S, R, G, N), *FLOATS),
-        CODES[B_SRGN.dtype],
+        *_written("ssd.replay", x_THP, dt_TH, A_H, B_TGN, T),
+        layout.bounds.data_ptr(),
         dense("ssd.replay: counts", counts_S, (S,), torch.int32, torch.int64),
         counts_S.dtype == torch.int64,
-        S,
-        R,
-        H,
-        P,
-        G,
-        N,
+        *(S, H, P, G, N),
     )
 
 
@@ -258,29 +272,44 @@ def _step(
 ) -> Tensor:
     """y; the states `before` moved on by one token into `after`, which may be the same."""
     (S, H, P), (G, N) = x.shape, B.shape[1:]
-    _check_groups(H, G)
     y = torch.empty(S, H, P, dtype=x.dtype)
     native.kernels().ssd_step(
-        *rows("ssd.step: x", x, (S, H, P), *FLOATS),
-        CODES[x.dtype],
-        *rows("ssd.step: dt", dt, (S, H), FP32),
-        dense("ssd.step: A", A, (H,), FP32),
-        *rows("ssd.step: B", B, (S, G, N), *FLOATS),
-        CODES[B.dtype],
-        *rows("ssd.step: C", C, (S, G, N), *FLOATS),
-        CODES[C.dtype],
-        dense("ssd.step: D", D, (H,), *FLOATS),
-        CODES[D.dtype],
+        *_written("ssd.step", x, dt, A, B, S),
+        *_read("ssd.step", C, D, (S, G, N), H),
         dense("ssd.step: state", before, (S, H, P, N), FP32),
         after.data_ptr(),
         y.data_ptr(),
-        S,
-        H,
-        P,
-        G,
-        N,
+        *(S, H, P, G, N),
     )
     return y
+
+
+def _written(
+    name: str, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, tokens: int
+) -> tuple[int, int, int, int, int, int, int, int, int]:
+    """Addresses, distances of rows and types of what so many tokens write into states."""
+    (_, H, P), (_, G, N) = x.shape, B.shape
+    _check_groups(H, G)
+    return (
+        *rows(f"{name}: x", x, (tokens, H, P), *FLOATS),
+        CODES[x.dtype],
+        *rows(f"{name}: dt", dt, (tokens, H), FP32),
+        dense(f"{name}: A", A, (H,), FP32),
+        *rows(f"{name}: B", B, (tokens, G, N), *FLOATS),
+        CODES[B.dtype],
+    )
+
+
+def _read(
+    name: str, C: Tensor, D: Tensor, shape: tuple[int, int, int], heads: int
+) -> tuple[int, int, int, int, int]:
+    """The same of what reads states out, and of the skip."""
+    return (
+        *rows(f"{name}: C", C, shape, *FLOATS),
+        CODES[C.dtype],
+        dense(f"{name}: D", D, (heads,), *FLOATS),
+        CODES[D.dtype],
+    )
 
 
 def _step_sizes(dt: Tensor, bias: Tensor) -> Tensor:
@@ -330,4 +359,4 @@ class _StepSizes(torch.autograd.Function):
         return ddt, dbias.to(bias.dtype)
 
 
-__all__ = ["replay", "scan", "step", "step_", "step_sizes"]
+__all__ = ["peek", "replay", "scan", "step", "step_", "step_sizes"]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fathom.ops.layout import Layout
 from fathom.ops.ssd.chunks import Chunks, chunks, tile, to_grid, to_stream
-from fathom.ops.ssd.reference import replay, step, step_
+from fathom.ops.ssd.reference import peek, replay, step, step_
 
 
 def _pairs(cum_KHQ: Tensor) -> Tensor:
@@ -189,4 +189,4 @@ def step_sizes(dt_TH: Tensor, bias_H: Tensor) -> Tensor:
     return F.softplus(dt_TH.float() + bias_H.float())
 
 
-__all__ = ["replay", "scan", "step", "step_", "step_sizes"]
+__all__ = ["peek", "replay", "scan", "step", "step_", "step_sizes"]

@@ -5,6 +5,8 @@ itself; state and log-decays are fp32 (or better) whatever the inputs are; no cl
 Source: Mamba-2 (arXiv 2405.21060), section 6 and listing 1.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -107,24 +109,48 @@ def step_(
     return y_SHP
 
 
-@torch.no_grad()
+def _places(layout: Layout, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each place in a sequence: the sequences that reach it, and their tokens there."""
+    for place in range(max(layout.lengths)):
+        tokens = (layout.place_T == place).nonzero()[:, 0]
+        yield layout.sequence_T[tokens].to(device), tokens.to(device)
+
+
+def peek(
+    x_THP: Tensor,
+    dt_TH: Tensor,
+    A_H: Tensor,
+    B_TGN: Tensor,
+    C_TGN: Tensor,
+    D_H: Tensor,
+    layout: Layout,
+    state_SHPN: Tensor,
+) -> Tensor:
+    """What steps would say, the states left alone; see `fathom.ops.ssd.peek`."""
+    y_THP, now_SHPN = x_THP.new_empty(x_THP.shape), wide(state_SHPN).clone()
+    for own, at in _places(layout, x_THP.device):
+        y_THP[at], now_SHPN[own] = step(
+            x_THP[at], dt_TH[at], A_H, B_TGN[at], C_TGN[at], D_H, now_SHPN[own]
+        )
+    return y_THP
+
+
 def replay(
     state_SHPN: Tensor,
-    x_SRHP: Tensor,
-    dt_SRH: Tensor,
+    x_THP: Tensor,
+    dt_TH: Tensor,
     A_H: Tensor,
-    B_SRGN: Tensor,
+    B_TGN: Tensor,
+    layout: Layout,
     counts_S: Tensor,
 ) -> None:
-    """Move states on by a ring's first inputs; see `fathom.ops.ssd.replay`."""
-    heads_per_group = x_SRHP.shape[2] // B_SRGN.shape[2]
-    B_SRHN = wide(B_SRGN).repeat_interleave(heads_per_group, 2)
-    decay_SRH = (wide(dt_SRH) * wide(A_H)).exp()
-    written_SRHP = wide(dt_SRH)[..., None] * wide(x_SRHP)
-    for r in range(x_SRHP.shape[1]):
-        after_SHPN = decay_SRH[:, r, :, None, None] * state_SHPN
-        after_SHPN += written_SRHP[:, r, ..., None] * B_SRHN[:, r, :, None, :]
-        state_SHPN.copy_(torch.where((counts_S > r)[:, None, None, None], after_SHPN, state_SHPN))
+    """Move states on by each sequence's first tokens; see `fathom.ops.ssd.replay`."""
+    for place, (own, at) in enumerate(_places(layout, x_THP.device)):
+        before = state_SHPN[own]
+        # nothing is read out: B stands in the place of C
+        _, after = step(x_THP[at], dt_TH[at], A_H, B_TGN[at], B_TGN[at], A_H, before)
+        stays = (counts_S[own] > place)[:, None, None, None]
+        state_SHPN[own] = torch.where(stays, after.to(before.dtype), before)
 
 
 def step_sizes(dt_TH: Tensor, bias_H: Tensor) -> Tensor:
@@ -132,4 +158,4 @@ def step_sizes(dt_TH: Tensor, bias_H: Tensor) -> Tensor:
     return F.softplus(wide(dt_TH) + wide(bias_H))
 
 
-__all__ = ["replay", "scan", "step", "step_", "step_sizes"]
+__all__ = ["peek", "replay", "scan", "step", "step_", "step_sizes"]

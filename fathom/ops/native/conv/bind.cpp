@@ -8,6 +8,7 @@ namespace FATHOM_TIER {
 void bind_conv(nb::module_& m) {
   m.attr("CONV_RANGE") = CONV_RANGE;
   kernel<&conv>(m, "conv");
+  kernel<&conv_keep>(m, "conv_keep");
   kernel<&conv_backward>(m, "conv_backward");
 }
 

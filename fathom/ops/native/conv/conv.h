@@ -13,6 +13,9 @@ void conv(Address x, int64_t stride, Address weight, Address bias, Address tail,
           Address y, Address tail_out, int64_t S, int64_t T, int64_t c, int64_t k, int type,
           int weight_type, int bias_type);
 
+void conv_keep(Address tail, Address x, int64_t stride, Address bounds, Address counts, bool counts_wide,
+               int64_t S, int64_t c, int64_t k, int type);
+
 // Tokens whose sums over weight and bias are one entry of `partial`.
 constexpr int64_t CONV_RANGE = 256;
 

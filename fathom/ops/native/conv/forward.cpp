@@ -84,4 +84,23 @@ void conv(Address x, int64_t stride, Address weight, Address bias, Address tail,
   });
 }
 
+// tail [S, k - 1, c] becomes the last k - 1 of itself and its sequence's first counts[s] inputs of x [T, c], rows
+// `stride` apart; counts int32 or int64 [S], read when it runs, more than there are inputs counts as all.
+void conv_keep(Address tail, Address x, int64_t stride, Address bounds, Address counts, bool counts_wide,
+               int64_t S, int64_t c, int64_t k, int type) {
+  const Sequences sequences{at<int32_t>(bounds), S};
+  const int64_t runs = (c + CHANNELS - 1) / CHANNELS;
+  with_type(type, [&](auto* t) {
+    using X = std::remove_pointer_t<decltype(t)>;
+    each(runs * S, 0.1 * double(std::min(c, CHANNELS) * (k - 1)), [&](int64_t task) {
+      const int64_t first = task % runs * CHANNELS, s = task / runs, begin = sequences.begin(s);
+      const int64_t wanted = counts_wide ? at<int64_t>(counts)[s] : at<int32_t>(counts)[s];
+      const int64_t count = std::min(wanted, sequences.end(s) - begin);
+      X* own = at<X>(tail) + s * (k - 1) * c + first;
+      const Inputs<X> in{at<X>(x) + begin * stride + first, stride, own, c, k - 1};
+      if (count > 0) keep_tail(in, count, own, std::min(CHANNELS, c - first));
+    });
+  });
+}
+
 }  // namespace FATHOM_TIER

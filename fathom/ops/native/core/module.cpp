@@ -35,4 +35,5 @@ NB_MODULE(FATHOM_MODULE, m) {
   bind_route(m);
   bind_attend(m);
   bind_step(m);
+  bind_draw(m);
 }

@@ -14,6 +14,7 @@ void bind_ssd(nb::module_& m) {
   kernel<&ssd_scan>(m, "ssd_scan");
   kernel<&ssd_scan_backward>(m, "ssd_scan_backward");
   kernel<&ssd_step>(m, "ssd_step");
+  kernel<&ssd_peek>(m, "ssd_peek");
   kernel<&ssd_replay>(m, "ssd_replay");
   kernel<&ssd_step_sizes>(m, "ssd_step_sizes");
   kernel<&ssd_step_sizes_backward>(m, "ssd_step_sizes_backward");

@@ -1,4 +1,4 @@
-// The kernels of the ssd room: scan, its backward, one step, replay, step sizes.
+// The kernels of the ssd room: scan, its backward, one step, peek and replay of drafts, step sizes.
 #pragma once
 
 #include "core/tape.h"
@@ -53,11 +53,19 @@ void ssd_step(Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step
               int D_type, Address before, Address after, Address y, int64_t S, int64_t H, int64_t P,
               int64_t G, int64_t N);
 
-// state fp32 [S, H, P, N] moves on by the first counts[s] of R inputs: x [S, R, H, P], dt fp32 [S, R, H],
-// B [S, R, G, N], all dense; counts int32 or int64 [S], read when it runs.
-void ssd_replay(Address state, Address x, int x_type, Address dt, Address A, Address B, int B_type,
-                Address counts, bool counts_wide, int64_t S, int64_t R, int64_t H, int64_t P, int64_t G,
-                int64_t N);
+// y [T, H, P] of x's type: what the tokens say, continuing from state fp32 [S, H, P, N], which stays as it is.
+// x [T, H, P], dt fp32 [T, H], B and C [T, G, N], each with rows a step apart; A fp32 [H], D [H]; bounds int32
+// [S + 1]: each sequence's first token, and T.
+void ssd_peek(Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step, Address A, Address B,
+              int64_t B_step, int B_type, Address C, int64_t C_step, int C_type, Address D, int D_type,
+              Address bounds, Address state, Address y, int64_t S, int64_t H, int64_t P, int64_t G,
+              int64_t N);
+
+// state fp32 [S, H, P, N] moves on by the first counts[s] tokens of its sequence; x, dt, A, B and bounds as in
+// `ssd_peek`; counts int32 or int64 [S], read when it runs, more than there are tokens counts as all.
+void ssd_replay(Address state, Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step,
+                Address A, Address B, int64_t B_step, int B_type, Address bounds, Address counts,
+                bool counts_wide, int64_t S, int64_t H, int64_t P, int64_t G, int64_t N);
 
 // steps fp32 [T, H] = softplus(raw + bias); raw [T, H] with rows raw_step apart, bias [H].
 void ssd_step_sizes(Address raw, int64_t raw_step, int raw_type, Address bias, int bias_type,

@@ -1,0 +1,132 @@
+"""What drafting by the MTP head gains, or costs where it can gain nothing: A B A B on the CPU.
+
+Promise: two engines over one model answer the same requests by turns, one that drafts and one that
+does not; both have answered before the clock starts, as a server has. Answers are compared token by
+token: a difference ends the run. With a checkpoint the prompts are problems held out from training
+and a row says how often drafts came true; without one the weights are random, so nothing comes true
+and what is measured is the price of having tried.
+
+    python bench/drafts_cpu.py --checkpoint runs/quickstart/model
+    python bench/drafts_cpu.py --size pocket --json runs/bench/drafts.json
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+from report import Row, machine_facts, print_rows, write
+from workloads import WORKLOADS
+from works import random_tokens
+
+import fathom
+from fathom import machine
+from fathom.config.engine import EngineConfig
+from fathom.engine.engine import Engine
+from fathom.engine.request import Completion, Request
+from fathom.engine.sampler import Sampling
+from fathom.model.nemotron import Nemotron
+from fathom.model.sizes import SIZES
+from fathom.problems import Problems
+
+HELD_OUT = 0.1
+"""Share of the problems that trainings hold out."""
+
+
+def held_out(folder: Path, batch: int, tokens: int, temperature: float) -> list[Request]:
+    """Problems that the checkpoint has not seen, as chats."""
+    text = fathom.Text.load(folder)
+    kinds = ("add", "subtract", "multiply", "sort")
+    found = [p for k in kinds for p in Problems((k,), "heldout", 0, HELD_OUT).distinct(batch)]
+    return [
+        Request(
+            tuple(text.prompt([{"role": "user", "content": problem.question}])),
+            tokens,
+            Sampling(temperature, seed=place),
+            text.stop_ids,
+        )
+        for place, problem in enumerate(found[: max(batch, 4 * batch)])
+    ]
+
+
+def random_requests(model: Nemotron, batch: int, tokens: int) -> list[Request]:
+    """Random prompts that are answered to the last token."""
+    prompts = random_tokens(model.config.vocab, batch, 64).tolist()
+    return [Request(tuple(ids), tokens, Sampling(0)) for ids in prompts]
+
+
+def pair(
+    model: Nemotron, requests: list[Request], batch: int, pairs: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Tokens a second of each turn without and with drafts; acceptance by depth."""
+    longest = max(len(r.ids) + r.max_tokens for r in requests)
+    config = EngineConfig(sequences=batch, context=longest, prefix_bytes=0)
+    plain, drafting = Engine(model, config, drafts=0), Engine(model, config, drafts=3)
+    wanted = timed(plain, requests)[1]
+    timed(drafting, requests)
+    without, with_ = [], []
+    for _ in range(pairs):
+        without.append(timed(plain, requests)[0])
+        speed, found = timed(drafting, requests)
+        with_.append(speed)
+        if [one.ids for one in found] != [one.ids for one in wanted]:
+            raise SystemExit("Drafting changed an answer; that is a defect.")
+    return without, with_, drafting.stats.acceptance
+
+
+def timed(engine: Engine, requests: list[Request]) -> tuple[float, list[Completion]]:
+    """Tokens a second from the first token on, and the answers."""
+    before = engine.stats.answered_tokens
+    began = time.perf_counter()
+    found = engine.generate(requests)
+    return (engine.stats.answered_tokens - before) / (time.perf_counter() - began), found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--checkpoint", type=Path, help="a trained model's folder")
+    parser.add_argument("--size", default="pocket", help="a size with random weights")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the table here too")
+    options = parser.parse_args()
+    machine.tune()
+    if options.checkpoint is not None:
+        model, name = fathom.load(options.checkpoint).eval().pack(), options.checkpoint.name
+    else:
+        known = {**SIZES, **WORKLOADS}
+        config = known[options.size]
+        config = config if config.mtp else config.replace(mtp="*E")
+        model, name = Nemotron(config, seed=0).eval().pack(), f"{options.size}, random"
+    rows = []
+    for batch in options.batch:
+        if options.checkpoint is not None:
+            requests = held_out(options.checkpoint, batch, options.tokens, options.temperature)
+        else:
+            requests = random_requests(model, batch, options.tokens)
+        without, with_, acceptance = pair(model, requests, batch, options.pairs)
+        ratio = statistics.median(b / a for a, b in zip(without, with_, strict=True))
+        came = ", ".join(f"{share:.1%}" for share in acceptance) or "none"
+        rows.append(
+            Row(
+                work=f"{name}: {batch} at once; drafts that came true, by depth: {came}",
+                unit="tok/s",
+                fathom=statistics.median(with_),
+                peer=statistics.median(without),
+                peer_name="without drafts",
+                ratio=ratio,
+                bound=None,
+                of_bound=None,
+                runs=options.pairs,
+            )
+        )
+        print_rows(rows[-1:])
+    if options.json is not None:
+        write(options.json, machine_facts(), rows)
+
+
+if __name__ == "__main__":
+    main()

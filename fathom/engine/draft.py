@@ -1,0 +1,203 @@
+"""Drafting by the MTP head: guesses ahead, and how far it is worth to guess.
+
+Promise: drafting changes speed and nothing else. A draft is drawn from the head's logits by the
+rules and the random number of the very place it is for; what counts is the token drawn from the
+backbone's logits there, which is the one that would have come without drafts. How many tokens are
+drafted follows what was measured: seconds of a step by depth and number of requests, and how often
+drafts came true; where nothing is gained the head does not run, and is tried ever more rarely.
+Verification, and what the memory keeps of it, is `runner.py`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fathom.engine.draws import draw_now
+from fathom.engine.live import Live
+from fathom.engine.runner import WINDOW, Runner
+
+TRIES = 4
+"""Steps of a depth before its seconds are believed, and steps of a trial."""
+
+PAUSE, WORTH = 1024, 0.005
+"""Least steps until a head that does not pay is tried again, and most share of the time that trials
+may take; each pause is twice the one before."""
+
+PRIOR = 4.0
+"""How many drafts of all requests weigh in one request's own record."""
+
+
+class Depth:
+    """How many tokens to draft, by what was measured so far."""
+
+    def __init__(self, most: int, adapt: bool = True) -> None:
+        self.most, self._adapt = most, adapt
+        self.tried, self.came = [0.0] * most, [0.0] * most
+        """Drafts of each depth that were put to the test, and that came true; old ones fade."""
+        self.pause = 0
+        """Steps until the head is tried again; 0: it is in use, or just being tried."""
+        self._seconds: dict[tuple[int, int], float] = {}
+        self._steps: dict[tuple[int, int], int] = {}
+        self._spent = 0.0
+        self._pauses = 0
+
+    def choose(self, lives: Sequence[Live]) -> int:
+        """The depth of the next step for these requests; 0: the head is left alone."""
+        if self.pause:
+            self.pause -= 1
+            if not self.pause:
+                self._try_again()
+            return 0
+        if not self._adapt or not self.most:
+            return self.most
+        size = _size(len(lives))
+        for depth in (1, 0):
+            if self._steps.get((size, depth), 0) < TRIES:
+                return depth
+        known = [k for k in range(self.most + 1) if self._steps.get((size, k), 0) >= TRIES]
+        best = max(known, key=lambda k: self._rate(lives, size, k))
+        if best == 0:
+            self._rest(size)
+            return 0
+        self._pauses, self._spent = 0, 0.0
+        deeper = best + 1
+        if deeper <= self.most and deeper not in known and self._chance(best - 1) > 0.5:
+            return deeper
+        return best
+
+    def learn(self, requests: int, depth: int, seconds: float, *, steady: bool) -> None:
+        """Take in how long a step took; one that was not steady says nothing of the next."""
+        self._spent += seconds if depth else 0.0
+        if not steady:
+            return
+        key = _size(requests), depth
+        steps = self._steps[key] = self._steps.get(key, 0) + 1
+        known = self._seconds.get(key, seconds)
+        # a step that was disturbed says little: the mean moves slowly upward, faster downward
+        weight = max(1 / steps, 0.02 if seconds > 1.5 * known else 0.1)
+        self._seconds[key] = known + weight * (seconds - known)
+
+    def count(self, live: Live, drafts: int, accepted: int) -> None:
+        """Take in how many of a request's drafts came true."""
+        for depth in range(min(accepted + 1, drafts)):
+            came = depth < accepted
+            live.tried[depth] += 1
+            live.came[depth] += came
+            self.tried[depth] = 0.998 * self.tried[depth] + 1
+            self.came[depth] = 0.998 * self.came[depth] + came
+
+    def _rest(self, size: int) -> None:
+        """Leave the head alone for so long that what it took was worth the trial."""
+        steps = self._spent / (WORTH * self._seconds[size, 0])
+        self.pause = max(PAUSE << min(self._pauses, 10), int(steps))
+        self._pauses, self._spent = self._pauses + 1, 0.0
+
+    def _try_again(self) -> None:
+        """Let the next steps draft, and what they show count more than what was before."""
+        for depth in range(self.most):
+            self.tried[depth], self.came[depth] = self.tried[depth] / 16, self.came[depth] / 16
+        for key in self._steps:
+            if key[1] == 1:
+                self._steps[key] = 0
+
+    def _rate(self, lives: Sequence[Live], size: int, depth: int) -> float:
+        """Tokens a second that a depth promises."""
+        seconds = self._seconds[size, depth]
+        return sum(self._expected(live, depth) for live in lives) / seconds
+
+    def _expected(self, live: Live, depth: int) -> float:
+        """Tokens that a step with so many drafts brings a request."""
+        tokens = chance = 1.0
+        for at in range(depth):
+            chance *= (live.came[at] + PRIOR * self._chance(at)) / (live.tried[at] + PRIOR)
+            tokens += chance
+        return tokens
+
+    def _chance(self, depth: int) -> float:
+        """How often drafts of a depth came true of late; hopeful where nothing is known."""
+        return (self.came[depth] + 1) / (self.tried[depth] + 1)
+
+
+class Drafter:
+    """Keeps the head in step with the backbone, and draws drafts."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.runner = runner
+        self._passed: deque[tuple[list[tuple[int, int]], Tensor]] = deque(maxlen=WINDOW)
+
+    def passed(self, lives: Sequence[Live]) -> None:
+        """A step without drafts has passed: keep its hidden states, in case the head is wanted."""
+        hidden_SD = self.runner.hidden_TD[: len(lives)]
+        self._passed.append(([(live.number, live.stays) for live in lives], hidden_SD.clone()))
+
+    def propose(self, lives: Sequence[Live], depth: int) -> bool:
+        """Give every request `depth` drafts; whether the head had something to catch up on."""
+        late = [live for live in lives if live.head_seen != live.seen or not live.drafts]
+        if late:
+            self._catch_up(late)
+        while (place := min(len(live.drafts) for live in lives)) < depth:
+            for live in lives:
+                live.drafts = live.drafts[:place]
+            for live, token in zip(lives, self.runner.deeper(lives, place), strict=True):
+                live.drafts.append(max(0, token))
+        return bool(late)
+
+    def settle(self, lives: Sequence[Live], drafts: int, counts: Sequence[int]) -> None:
+        """What was verified is known: move memory and head on, and draw the next drafts.
+
+        Where a rule may have its say on a draft only the first is drawn here: the rules of those
+        behind it depend on it.
+        """
+        most = self.runner.slots.head_room - 2 * (drafts + 1)
+        for live in lives:
+            live.head_past = live.head_past if live.head_past <= most else 0
+        simple = all(live.free(drafts) and live.stop_reason != "error" for live in lives)
+        depth = drafts if simple else 1
+        found = self.runner.settle(lives, drafts, counts, depth)
+        for live, tokens in zip(lives, zip(*found, strict=True), strict=True):
+            live.head_seen, live.hidden_WD = live.seen, None
+            live.drafts = [max(0, token) for token in tokens]
+
+    def _catch_up(self, lives: Sequence[Live]) -> None:
+        """Let the head read what it missed of these requests, the last tokens at least."""
+        rows: list[Tensor] = []
+        known: list[Live] = []
+        anew: list[bool] = []
+        for live in lives:
+            rows_WD = self._missed(live)
+            if rows_WD is None:
+                # it was interrupted: any draft will do until the head has something to read
+                live.head_past, live.drafts = 0, [live.ids[-1]]
+                continue
+            lag = live.seen - live.head_seen if live.head_seen is not None else math.inf
+            full = live.head_past + 2 * WINDOW > self.runner.slots.head_room
+            anew.append(lag > len(rows_WD) or full)
+            rows.append(rows_WD)
+            known.append(live)
+        if not known:
+            return
+        logits_SV = self.runner.catch_up(known, rows, anew)
+        for live, token in zip(known, draw_now(logits_SV, known).ids, strict=True):
+            live.head_seen, live.drafts, live.hidden_WD = live.seen, [max(0, token)], None
+
+    def _missed(self, live: Live) -> Tensor | None:
+        """The last hidden states [W, D] of a request, as many as the head has to read, if any."""
+        rows = [live.hidden_WD] if live.hidden_WD is not None else []
+        name = live.number, live.stays
+        for names, hidden_SD in self._passed:
+            if name in names:
+                row = names.index(name)
+                rows.append(hidden_SD[row : row + 1])
+        lag = live.seen - (live.head_seen or 0)
+        return torch.cat(rows)[-min(WINDOW, max(lag, 1)) :] if rows else None
+
+
+def _size(requests: int) -> int:
+    """Numbers of requests that are measured together: up to the next power of two."""
+    return 1 << (requests - 1).bit_length()
+
+
+__all__ = ["Depth", "Drafter"]
