@@ -23,11 +23,14 @@ import fathom
 from fathom import machine
 from fathom.config.engine import EngineConfig
 from fathom.engine.engine import Engine
-from fathom.engine.request import Completion, Request
+from fathom.engine.request import Request
 from fathom.engine.sampler import Sampling
 from fathom.model.nemotron import Nemotron
 from fathom.model.sizes import SIZES
 from fathom.problems import Problems
+
+GROUPS = 32
+"""Groups of prompts that are answered one after the other."""
 
 HELD_OUT = 0.1
 """Share of the problems that trainings hold out."""
@@ -37,7 +40,8 @@ def held_out(folder: Path, batch: int, tokens: int, temperature: float) -> list[
     """Problems that the checkpoint has not seen, as chats."""
     text = fathom.Text.load(folder)
     kinds = ("add", "subtract", "multiply", "sort")
-    found = [p for k in kinds for p in Problems((k,), "heldout", 0, HELD_OUT).distinct(batch)]
+    each = GROUPS * batch // len(kinds)
+    found = [p for k in kinds for p in Problems((k,), "heldout", 0, HELD_OUT).distinct(each)]
     return [
         Request(
             tuple(text.prompt([{"role": "user", "content": problem.question}])),
@@ -45,7 +49,7 @@ def held_out(folder: Path, batch: int, tokens: int, temperature: float) -> list[
             Sampling(temperature, seed=place),
             text.stop_ids,
         )
-        for place, problem in enumerate(found[: max(batch, 4 * batch)])
+        for place, problem in enumerate(found)
     ]
 
 
@@ -62,24 +66,38 @@ def pair(
     longest = max(len(r.ids) + r.max_tokens for r in requests)
     config = EngineConfig(sequences=batch, context=longest, prefix_bytes=0)
     plain, drafting = Engine(model, config, drafts=0), Engine(model, config, drafts=3)
-    wanted = timed(plain, requests)[1]
-    timed(drafting, requests)
+    wanted = timed(plain, requests, batch)[1]
+    timed(drafting, requests, batch)
     without, with_ = [], []
     for _ in range(pairs):
-        without.append(timed(plain, requests)[0])
-        speed, found = timed(drafting, requests)
+        without.append(timed(plain, requests, batch)[0])
+        speed, found = timed(drafting, requests, batch)
         with_.append(speed)
-        if [one.ids for one in found] != [one.ids for one in wanted]:
+        if found != wanted:
             raise SystemExit("Drafting changed an answer; that is a defect.")
     return without, with_, drafting.stats.acceptance
 
 
-def timed(engine: Engine, requests: list[Request]) -> tuple[float, list[Completion]]:
-    """Tokens a second from the first token on, and the answers."""
-    before = engine.stats.answered_tokens
-    began = time.perf_counter()
-    found = engine.generate(requests)
-    return (engine.stats.answered_tokens - before) / (time.perf_counter() - began), found
+def timed(engine: Engine, requests: list[Request], batch: int) -> tuple[float, list[list[int]]]:
+    """Tokens a second of decoding, `batch` requests at a time, and the answers' tokens.
+
+    The clock runs from where all of a group have been read until all have ended.
+    """
+    seconds, tokens, answers = 0.0, 0, []
+    for first in range(0, len(requests), batch):
+        group = requests[first : first + batch]
+        found: dict[int, list[int]] = {engine.add(request): [] for request in group}
+        began = 0.0
+        while engine.unfinished:
+            for event in engine.step():
+                if event.token is not None:
+                    found[event.request].append(event.token.id)
+                    tokens += began > 0
+            if not began and all(found.values()):
+                began = time.perf_counter()
+        seconds += time.perf_counter() - began
+        answers += list(found.values())
+    return tokens / seconds, answers
 
 
 def main() -> None:

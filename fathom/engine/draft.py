@@ -9,18 +9,21 @@ Verification, and what the memory keeps of it, is `runner.py`.
 """
 
 import math
+import statistics
 from collections import deque
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fathom.engine.draws import draw_now
 from fathom.engine.live import Live
 from fathom.engine.runner import WINDOW, Runner
 
-TRIES = 4
-"""Steps of a depth before its seconds are believed, and steps of a trial."""
+TRIES, KEPT = 6, 15
+"""Steps of a depth before its seconds are believed, and the last ones whose median counts."""
+
+REVIEW = 512
+"""Steps after which the other depths are looked at again: a machine does not stay as it was."""
 
 PAUSE, WORTH = 1024, 0.005
 """Least steps until a head that does not pay is tried again, and most share of the time that trials
@@ -39,8 +42,9 @@ class Depth:
         """Drafts of each depth that were put to the test, and that came true; old ones fade."""
         self.pause = 0
         """Steps until the head is tried again; 0: it is in use, or just being tried."""
-        self._seconds: dict[tuple[int, int], float] = {}
-        self._steps: dict[tuple[int, int], int] = {}
+        self._seconds: dict[tuple[int, int], deque[float]] = {}
+        self._last: tuple[int, int] | None = None
+        self._until_review = REVIEW
         self._spent = 0.0
         self._pauses = 0
 
@@ -54,18 +58,20 @@ class Depth:
         if not self._adapt or not self.most:
             return self.most
         size = _size(len(lives))
-        for depth in (1, 0):
-            if self._steps.get((size, depth), 0) < TRIES:
+        self._until_review -= 1
+        if not self._until_review:
+            self._review()
+        known = [k for k in range(self.most + 1) if len(self._seconds.get((size, k), ())) >= TRIES]
+        order: list[int] = [1, 0, *range(2, self.most + 1)]
+        for depth in order:
+            # deeper ones are tried where those before them come true
+            if depth not in known and all(self._chance(at) > 0.7 for at in range(depth - 1)):
                 return depth
-        known = [k for k in range(self.most + 1) if self._steps.get((size, k), 0) >= TRIES]
         best = max(known, key=lambda k: self._rate(lives, size, k))
-        if best == 0:
+        if best:
+            self._pauses, self._spent = 0, 0.0
+        else:
             self._rest(size)
-            return 0
-        self._pauses, self._spent = 0, 0.0
-        deeper = best + 1
-        if deeper <= self.most and deeper not in known and self._chance(best - 1) > 0.5:
-            return deeper
         return best
 
     def learn(self, requests: int, depth: int, seconds: float, *, steady: bool) -> None:
@@ -74,11 +80,10 @@ class Depth:
         if not steady:
             return
         key = _size(requests), depth
-        steps = self._steps[key] = self._steps.get(key, 0) + 1
-        known = self._seconds.get(key, seconds)
-        # a step that was disturbed says little: the mean moves slowly upward, faster downward
-        weight = max(1 / steps, 0.02 if seconds > 1.5 * known else 0.1)
-        self._seconds[key] = known + weight * (seconds - known)
+        # the first step after another kind finds other things in the caches
+        if key == self._last:
+            self._seconds.setdefault(key, deque(maxlen=KEPT)).append(seconds)
+        self._last = key
 
     def count(self, live: Live, drafts: int, accepted: int) -> None:
         """Take in how many of a request's drafts came true."""
@@ -91,7 +96,7 @@ class Depth:
 
     def _rest(self, size: int) -> None:
         """Leave the head alone for so long that what it took was worth the trial."""
-        steps = self._spent / (WORTH * self._seconds[size, 0])
+        steps = self._spent / (WORTH * statistics.median(self._seconds[size, 0]))
         self.pause = max(PAUSE << min(self._pauses, 10), int(steps))
         self._pauses, self._spent = self._pauses + 1, 0.0
 
@@ -99,13 +104,16 @@ class Depth:
         """Let the next steps draft, and what they show count more than what was before."""
         for depth in range(self.most):
             self.tried[depth], self.came[depth] = self.tried[depth] / 16, self.came[depth] / 16
-        for key in self._steps:
-            if key[1] == 1:
-                self._steps[key] = 0
+        self._review()
+
+    def _review(self) -> None:
+        """Forget the seconds of every depth, so that each is measured again where it may pay."""
+        self._until_review = REVIEW
+        self._seconds.clear()
 
     def _rate(self, lives: Sequence[Live], size: int, depth: int) -> float:
         """Tokens a second that a depth promises."""
-        seconds = self._seconds[size, depth]
+        seconds = statistics.median(self._seconds[size, depth])
         return sum(self._expected(live, depth) for live in lives) / seconds
 
     def _expected(self, live: Live, depth: int) -> float:
@@ -163,9 +171,6 @@ class Drafter:
 
     def _catch_up(self, lives: Sequence[Live]) -> None:
         """Let the head read what it missed of these requests, the last tokens at least."""
-        rows: list[Tensor] = []
-        known: list[Live] = []
-        anew: list[bool] = []
         for live in lives:
             rows_WD = self._missed(live)
             if rows_WD is None:
@@ -174,14 +179,11 @@ class Drafter:
                 continue
             lag = live.seen - live.head_seen if live.head_seen is not None else math.inf
             full = live.head_past + 2 * WINDOW > self.runner.slots.head_room
-            anew.append(lag > len(rows_WD) or full)
-            rows.append(rows_WD)
-            known.append(live)
-        if not known:
-            return
-        logits_SV = self.runner.catch_up(known, rows, anew)
-        for live, token in zip(known, draw_now(logits_SV, known).ids, strict=True):
-            live.head_seen, live.drafts, live.hidden_WD = live.seen, [max(0, token)], None
+            if lag > len(rows_WD) or full:
+                live.head_past = 0
+            live.drafts = []
+            live.drafts = [max(0, self.runner.catch_up(live, rows_WD))]
+            live.head_seen, live.hidden_WD = live.seen, None
 
     def _missed(self, live: Live) -> Tensor | None:
         """The last hidden states [W, D] of a request, as many as the head has to read, if any."""

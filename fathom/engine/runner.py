@@ -17,7 +17,7 @@ from fathom.engine.draws import Drawn, Parameters, drawn_of
 from fathom.engine.live import Live
 from fathom.engine.pages import Slots, states_of
 from fathom.engine.recorded import Recorded
-from fathom.model.memory import Memory
+from fathom.model.memory import AttentionMemory, Memory
 from fathom.model.nemotron import Nemotron
 from fathom.ops import dispatch
 from fathom.ops.layout import Layout
@@ -28,8 +28,9 @@ WINDOW = 16
 Result = tuple[Tensor, tuple[Tensor, ...]]
 """Logits, and what was drawn from them: ids and log-probabilities, or ids by depth."""
 
-RECORDINGS = 128
-"""Most recordings that are kept; each is of one number of requests and drafts."""
+RECORDED = 512 << 20
+"""Most bytes of intermediate results that recordings keep; each is of one number of requests and
+drafts, and the one that was not used for longest goes first."""
 
 
 class Runner:
@@ -50,6 +51,7 @@ class Runner:
         """The backbone's last hidden states, a row a token."""
         self._single, self._several = Parameters(rows), Parameters(tokens)
         self._ahead = [Parameters(rows) for _ in range(drafts)]
+        self._catch = _Catch(slots, self.hidden_TD) if slots.head is not None else None
         self._calls: OrderedDict[tuple[str, int, int], _Call] = OrderedDict()
         self._made_for = self._circumstances()
         self.steady = True
@@ -157,36 +159,26 @@ class Runner:
         logits_SV = call.recorded()
         return drawn_of(logits_SV, call.drawn, self._ahead[0], lives, first=place).ids
 
-    @torch.inference_mode()
-    def catch_up(
-        self, lives: Sequence[Live], hidden: Sequence[Tensor], anew: Sequence[bool]
-    ) -> Tensor:
-        """Let the head read hidden states that it missed; its logits [S, V] after the last ones.
+    def catch_up(self, live: Live, hidden_WD: Tensor) -> int:
+        """Let the head read hidden states that it missed of a request; a draft of what follows.
 
-        `hidden` are the last [W, D] of each request, up to the token before its last; `anew`
-        says for which requests the head begins from nothing.
+        They are the last up to `WINDOW`, up to the token before the request's last.
         """
-        device = self.slots.drafting_SD.device
-        for live, fresh in zip(lives, anew, strict=True):
-            live.head_past = 0 if fresh else live.head_past
-        rows_S = torch.tensor([live.slot for live in lives], dtype=torch.int64, device=device)
-        begun = [live.head_past for live in lives]
-        past_S = torch.tensor(begun, dtype=torch.int32, device=device)
-        memory = self.slots.of_head(rows_S, past_S)
-        memory.seen = begun
-        layout = Layout.of([len(rows_WD) for rows_WD in hidden])
-        following = [
-            token
-            for live, rows_WD in zip(lives, hidden, strict=True)
-            for token in live.ids[live.seen + 1 - len(rows_WD) : live.seen + 1]
-        ]
-        next_T = torch.tensor(following, dtype=torch.int64).to(device)
-        hidden_TD = self.model.draft(torch.cat(list(hidden)), next_T, layout, memory)
-        drafting_SD = hidden_TD[layout.last_S.to(device)]
-        self.slots.drafting_SD[rows_S] = drafting_SD
-        for live, rows_WD in zip(lives, hidden, strict=True):
-            live.head_past += len(rows_WD)
-        return self.model.logits(drafting_SD)
+        missed, head = len(hidden_WD), self._catch
+        assert head is not None
+        assert live.slot is not None
+        head.hidden_WD[:missed] = hidden_WD
+        head.table_SB[0] = head.tables_SB[live.slot]
+        head.past_S.put([live.head_past])
+        head.last_S.put([missed - 1])
+        head.next_W.put(live.ids[live.seen + 1 - missed : live.seen + 1])
+        live.head_past += missed
+        self._ahead[0].set([live])
+        call = self._call("catch up", 1, WINDOW)
+        call.memory.seen = [live.head_past - missed]
+        logits_SV = call.recorded()
+        self.slots.drafting_SD[live.slot] = head.drafting_SD[0]
+        return drawn_of(logits_SV, call.drawn, self._ahead[0], [live]).ids[0]
 
     @property
     def why_not(self) -> str | None:
@@ -213,7 +205,7 @@ class Runner:
         if found is None:
             found = self._calls[key] = _Call(self, kind, count, each, warm=kind in self._warm)
             self._warm.add(kind)
-            while len(self._calls) > RECORDINGS:
+            while len(self._calls) > 1 and sum(c.bytes for c in self._calls.values()) > RECORDED:
                 self._calls.popitem(last=False)
         else:
             self._calls.move_to_end(key)
@@ -225,7 +217,31 @@ class Runner:
         """What a call does, on views of the buffers, and the memory that it moves on."""
         if kind in ("decode", "verify"):
             return self._forward(kind, count, each)
+        if kind == "catch up":
+            return self._catching()
         return self._drafting(int(kind[7:]) if kind.startswith("settle") else 0, count, each)
+
+    def _catching(self) -> tuple[Callable[[], Result], Memory]:
+        """The head reads what it missed of one request, in a window of fixed length.
+
+        Rows behind those that were missed hold what they held before: nothing reads what they
+        leave, since the head remembers no more than it is told to.
+        """
+        head, layout = self._catch, Layout.of([WINDOW])
+        assert head is not None
+        memory = replace(self.slots.of_head(slice(0, 1), head.past_S.tensor), holding=True)
+        memory.table_SB = head.table_SB
+        for layer in memory.layers:
+            if isinstance(layer, AttentionMemory):
+                layer.pages = replace(layer.pages, table_SB=head.table_SB)
+
+        def catch() -> Result:
+            drafted_TD = self.model.draft(head.hidden_WD, head.next_W.tensor, layout, memory)
+            head.drafting_SD.copy_(drafted_TD.index_select(0, head.last_S.tensor))
+            logits_SV = self.model.logits(head.drafting_SD)
+            return logits_SV, self._ahead[0].draw(logits_SV)
+
+        return catch, memory
 
     def _forward(self, kind: str, count: int, each: int) -> tuple[Callable[[], Result], Memory]:
         """The backbone's calls: decode and verify."""
@@ -294,6 +310,8 @@ class Runner:
                 found += [held.taken_Tc, held.given_Tc, held.dt_TH]
         if self.slots.head is not None:
             found += self.slots.head.buffers()
+        if self._catch is not None:
+            found += self._catch.buffers()
         for parameters in (self._single, self._several, *self._ahead):
             found += parameters.buffers()
         return found
@@ -314,6 +332,32 @@ class _Call:
             return logits_RV
 
         self.recorded = Recorded(whole, runner.fixed, warm=warm)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that its recording takes."""
+        recording = self.recorded.recording
+        return recording.bytes if recording is not None else 0
+
+
+class _Catch:
+    """Where one request's row is laid out for the head to read what it missed."""
+
+    def __init__(self, slots: Slots, hidden_TD: Tensor) -> None:
+        assert slots.head is not None
+        device = hidden_TD.device
+        self.tables_SB = slots.head.table_SB
+        self.hidden_WD = hidden_TD.new_zeros(WINDOW, hidden_TD.shape[1])
+        self.drafting_SD = hidden_TD.new_zeros(1, hidden_TD.shape[1])
+        self.table_SB = self.tables_SB[:1].clone()
+        self.next_W = _Numbers.zeros(WINDOW, torch.int64, device)
+        self.past_S = _Numbers.zeros(1, torch.int32, device)
+        self.last_S = _Numbers.zeros(1, torch.int64, device)
+
+    def buffers(self) -> list[Tensor]:
+        """All of it."""
+        numbers = [self.next_W.tensor, self.past_S.tensor, self.last_S.tensor]
+        return [self.hidden_WD, self.drafting_SD, self.table_SB, *numbers]
 
 
 class _Numbers:
@@ -338,4 +382,4 @@ class _Numbers:
             self.tensor[: len(values)] = fresh.to(self.tensor.device)
 
 
-__all__ = ["RECORDINGS", "WINDOW", "Runner"]
+__all__ = ["RECORDED", "WINDOW", "Runner"]

@@ -1,10 +1,9 @@
-"""From logits to one token: penalties, temperature, three filters, and a repeatable draw.
+"""How a request wants its tokens drawn: penalties, temperature, three filters, and a seed.
 
 Promise: the token that a request draws at a place depends on its logits, its `Sampling`, its own
 tokens and the place alone: neither on its neighbours in a batch nor on any generator's history. The
-draw is the inverse of the cumulative distribution at one number that a hash of (seed, place) gives,
-so it is the same on every machine up to rounding of the logits. A token's `logp` is the model's
-own, whatever was drawn from.
+draw (`ops/draw`) is the inverse of the cumulative distribution at one number that a hash of (seed,
+place) gives, so it is the same on every machine up to rounding of the logits.
 
 What a request's own tokens change comes first (`adjusted`): the repetition penalty (Keskar et al.,
 arXiv 1909.05858, with the sign mended as in transformers and vLLM), then those of frequency and
@@ -25,7 +24,6 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,56 +82,6 @@ class Sampling:
         return self.repetition == 1 and not (self.presence or self.frequency or self.bias)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A token and how probable it was."""
-
-    id: int
-    """The token."""
-    logp: float
-    """Its log-probability by the model: of the logits as they came."""
-    sampler_logp: float
-    """Its log-probability among what was drawn from: tempered and filtered; 0 when greedy."""
-
-
-def sample(
-    logits_V: Tensor,
-    sampling: Sampling,
-    place: int,
-    allowed: Tensor | None = None,
-    adjusted_V: Tensor | None = None,
-) -> Drawn:
-    """Draw one token from the logits [V] of one place of one request.
-
-    `place` counts the request's own tokens from 0; together with the seed it fixes the draw.
-    `allowed` (int32 [ceil(V / 32)], bit i of word w is token 32 w + i) leaves only its tokens to
-    be drawn. `adjusted_V` is drawn from where that is not the model's own `logits_V`, which then
-    only give `logp`. Raises `RequestError` when the logits hold a NaN or nothing finite, which a
-    damaged model gives, and when no allowed token is left.
-    """
-    logits_V = logits_V.detach().to(torch.float32)
-    if not math.isfinite(float(logits_V.max())):
-        raise RequestError(
-            "The model's logits hold a number that is none (NaN) or infinite, so no token can be "
-            "drawn. Its weights are damaged, or it was trained at too high a rate."
-        )
-    logp_V = torch.log_softmax(logits_V, 0)
-    if adjusted_V is not None or allowed is not None:
-        logits_V = _restricted(logits_V if adjusted_V is None else adjusted_V, allowed)
-    if sampling.temperature == 0:
-        chosen = int(logits_V.argmax())
-        return Drawn(chosen, float(logp_V[chosen]), 0.0)
-    ids_K, share_K = survivors(logits_V, sampling)
-    cumulative_K = share_K.cumsum(0)
-    point = uniform(sampling.seed, place) * float(cumulative_K[-1])
-    index = int(torch.searchsorted(cumulative_K, point, right=True))
-    if index == len(ids_K):
-        # Rounding made the point the whole sum: the last token that has any share.
-        index = int(torch.searchsorted(cumulative_K, float(cumulative_K[-1])))
-    chosen = int(ids_K[index])
-    return Drawn(chosen, float(logp_V[chosen]), float(share_K[index].log()))
-
-
 def adjusted(
     logits_V: Tensor,
     sampling: Sampling,
@@ -190,28 +138,6 @@ def alternatives(logits_V: Tensor, count: int) -> list[tuple[int, float]]:
     return list(zip(ids_K.tolist(), logp_K.tolist(), strict=True))
 
 
-def survivors(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Ids [K] that the filters leave and their probabilities [K] in fp64, the best first.
-
-    Where no filter is set the order is that of the ids, which spares the sorting.
-    """
-    tempered_V = (logits_V.double() - logits_V.max().double()) / sampling.temperature
-    share_V = torch.softmax(tempered_V, 0)
-    if not sampling.top_k and sampling.top_p >= 1 and sampling.min_p <= 0:
-        return torch.arange(len(share_V), device=share_V.device), share_V
-    # A stable order, so that equals go to the lower id, as when greedy.
-    share_K, ids_K = torch.sort(share_V, descending=True, stable=True)
-    if sampling.top_k:
-        share_K = share_K[: sampling.top_k]
-    if sampling.top_p < 1:
-        before_K = share_K.cumsum(0) - share_K
-        keep = int((before_K < sampling.top_p * share_K.sum()).sum())
-        share_K = share_K[: max(keep, 1)]
-    if sampling.min_p > 0:
-        share_K = share_K[: int((share_K >= sampling.min_p * share_K[0]).sum())]
-    return ids_K[: len(share_K)], share_K / share_K.sum()
-
-
 def uniform(seed: int, place: int) -> float:
     """A number in [0, 1) with 53 random bits, the hash of seed and place."""
     # A hash costs a microsecond and needs no state; generators of torch or numpy differ by device.
@@ -220,27 +146,4 @@ def uniform(seed: int, place: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def _restricted(logits_V: Tensor, allowed: Tensor | None) -> Tensor:
-    """The logits with -inf where a bit of `allowed` is not set; one at least is finite."""
-    logits_V = logits_V.detach().to(torch.float32)
-    if allowed is not None:
-        words = (len(logits_V) + 31) // 32
-        if allowed.dtype != torch.int32 or allowed.shape != (words,):
-            raise RequestError(
-                f"A mask of {len(logits_V)} tokens is {words} words of int32; got "
-                f"{list(allowed.shape)} of {allowed.dtype}. Make it for this model's vocabulary."
-            )
-        # numpy takes the bits apart several times faster than torch.
-        bytes_B = allowed.cpu().numpy().view(np.uint8)
-        bits_V = np.unpackbits(bytes_B, count=len(logits_V), bitorder="little")
-        allowed_V = torch.from_numpy(bits_V).view(torch.bool).to(logits_V.device)
-        logits_V = torch.where(allowed_V, logits_V, -math.inf)
-    if not math.isfinite(float(logits_V.max())):
-        raise RequestError(
-            "No token can be drawn: the mask, the bias and the penalties leave no finite logit. "
-            "Allow more tokens, or use milder numbers."
-        )
-    return logits_V
-
-
-__all__ = ["Drawn", "Sampling", "adjusted", "alternatives", "sample", "survivors", "uniform"]
+__all__ = ["Sampling", "adjusted", "alternatives", "uniform"]

@@ -259,6 +259,20 @@ def test_alternatives_are_the_most_probable_tokens(tiny):
     assert [[one.id for one in row] for row in answer.alternatives] == whole.indices.tolist()
 
 
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_penalties_and_bias_change_what_is_drawn_and_not_what_the_model_says(drafting, drafts):
+    plain = Engine(drafting, **SOLO).run(Request(PROMPT, 40, GREEDY))
+    most = max(set(plain.ids), key=plain.ids.count)
+    sampling = Sampling(0, repetition=1.3, frequency=0.5, bias=((most, -100.0),))
+    engine = Engine(drafting, context=512, sequences=3, drafts=drafts, adapt=False)
+    for answer in engine.generate([Request(PROMPT, 40, sampling)] * 3):
+        assert most not in answer.ids
+        whole = _whole_logp(drafting, PROMPT, answer.ids)
+        own = whole[range(40), list(answer.ids)]
+        assert torch.allclose(torch.tensor(answer.logps), own, atol=1e-4)
+        assert max(answer.sampler_logps) == 0.0
+
+
 @pytest.mark.parametrize(("drafts", "sequences"), [(0, 1), (2, 1), (2, 6)])
 @pytest.mark.parametrize("tokens", [0, 1, 7, 64, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("grace", [0, 5])

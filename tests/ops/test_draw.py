@@ -1,7 +1,7 @@
-"""Laws of the draw: every backend takes the sampler's token, whatever the filters, row by row.
+"""Laws of the draw: every backend takes the oracle's token, whatever the filters, row by row.
 
-Promise: every tier that this processor can run is held to them. The oracle is the engine's own
-`sample`, which draws one row at a time in PyTorch.
+Promise: every tier that this processor can run is held to them. The oracle is `sample` below, which
+draws one row at a time and was written without the backends.
 """
 
 import functools
@@ -11,7 +11,7 @@ import math
 import pytest
 import torch
 
-from fathom.engine.sampler import Sampling, sample, uniform
+from fathom.engine.sampler import Sampling, uniform
 from fathom.errors import KernelError
 from fathom.ops import draw as room
 from fathom.ops import native
@@ -21,6 +21,33 @@ from fathom.ops.native.recorder import record
 VOCABULARIES = (1, 2, 47, 1024, 32768)
 TEMPERATURES, TOP_KS, TOP_PS, MIN_PS = (0.0, 0.3, 1.0, 2.5), (0, 1, 7, 60), (1, 0.9, 0.3), (0, 0.04)
 KINDS = ("smooth", "tied", "flat", "masked", "sparse")
+
+
+def sample(logits, sampling, place, words):
+    """Id and log-probability among what was drawn from."""
+    left = logits.double()
+    if words is not None:
+        allowed = [bool(int(words[i // 32]) >> i % 32 & 1) for i in range(len(left))]
+        left = torch.where(torch.tensor(allowed), left, -math.inf)
+    if sampling.temperature == 0:
+        return int(left.argmax()), 0.0
+    share = torch.softmax((left - left.max()) / sampling.temperature, 0)
+    ids = torch.arange(len(share))
+    if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
+        share, ids = torch.sort(share, descending=True, stable=True)
+        if sampling.top_k:
+            share = share[: sampling.top_k]
+        if sampling.top_p < 1:
+            before = share.cumsum(0) - share
+            share = share[: max(1, int((before < sampling.top_p * share.sum()).sum()))]
+        share = share[: int((share >= sampling.min_p * share[0]).sum())]
+        share = share / share.sum()
+    reached = share.cumsum(0)
+    point = uniform(sampling.seed, place) * float(reached[-1])
+    index = int(torch.searchsorted(reached, point, right=True))
+    if index == len(share):
+        index = int(torch.searchsorted(reached, float(reached[-1])))
+    return int(ids[index]), float(share[index].log())
 
 
 @pytest.fixture
@@ -67,7 +94,7 @@ def logits_of(kind, S, V, g):
 
 @functools.cache
 def case(kind, V):
-    """Logits, masks and parameters of one row for each combination; what the sampler draws."""
+    """Logits, masks and parameters of one row for each combination; what the oracle draws."""
     few = V > 1024
     samplings = [
         Sampling(temperature, top_p, top_k, min_p, seed=V)
@@ -92,16 +119,16 @@ def assert_drawn(got, x, drawn):
     """Ids, and log-probabilities to a millionth."""
     ids, logp, sampler_logp = got
     assert [ids.dtype, logp.dtype, sampler_logp.dtype] == [torch.int64, *[torch.float32] * 2]
-    assert ids.tolist() == [one.id for one in drawn]
+    assert ids.tolist() == [token for token, _ in drawn]
     exact = torch.log_softmax(x.double(), 1).gather(1, ids[:, None])[:, 0]
     torch.testing.assert_close(logp.double(), exact, rtol=1e-6, atol=1e-6)
-    wanted = torch.tensor([one.sampler_logp for one in drawn])
+    wanted = torch.tensor([logp for _, logp in drawn])
     torch.testing.assert_close(sampler_logp, wanted, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("V", VOCABULARIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_native_draw_is_the_samplers(tier, threads, kind, V):
+def test_the_native_draw_is_the_oracles(tier, threads, kind, V):
     x, own, masks, drawn = case(kind, V)
     threads(1)
     first = cpu.draw(x, *own, masks)
@@ -113,7 +140,7 @@ def test_the_native_draw_is_the_samplers(tier, threads, kind, V):
 
 @pytest.mark.parametrize("V", VOCABULARIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_reference_is_the_samplers(kind, V):
+def test_the_reference_is_the_oracles(kind, V):
     x, own, masks, drawn = case(kind, V)
     assert_drawn(reference.draw(x, *own, masks), x, drawn)
 

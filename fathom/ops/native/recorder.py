@@ -49,6 +49,11 @@ class Recording:
         """Native calls of a replay."""
         return len(self._tape) if self._tape is not None else 0
 
+    @property
+    def bytes(self) -> int:
+        """Memory that its intermediate results take."""
+        return sum(block.nbytes for block in self._arena.blocks) if self._arena is not None else 0
+
     def replay(self) -> None:
         """Make every call again, without Python and without its lock."""
         self._tape.replay()
