@@ -100,7 +100,7 @@ int64_t gather(const Row<MASKED>& row, const float* tops, float best, double tem
 template <bool MASKED>
 int64_t gather_share(const Row<MASKED>& row, const Sampling& how, const float* tops, float best, double least,
                      double total, Candidate* found) {
-  for (double reach = 4;; reach *= 1.5) {
+  for (double reach = 4;; reach *= 1.25) {
     const double cut = std::max(least, best - reach * how.temperature);
     const int64_t count = gather(row, tops, best, how.temperature, cut, found);
     // what lies 800 below has no share in fp64

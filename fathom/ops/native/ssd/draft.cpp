@@ -56,6 +56,7 @@ void meet(const float* in, float* out, const Tokens& t, int64_t count, int64_t N
     vf decay[K], from[K], total[K] = {};
     for (int k = 0; k < K; k++) decay[k] = splat(t.decay[k]), from[k] = splat(t.written[k][i]);
     int64_t n = 0;
+    // two at a time, because a token waits for the one before
     for (; n + 2 * W <= N; n += 2 * W) {
       vf state = load(in + n), next = load(in + n + W);
       for (int k = 0; k < K; k++) {
