@@ -2,8 +2,8 @@
 
 Promise: the choice is made once per case (device, type, gradients or not) from what each backend
 says of itself in words; never by trying a call and catching its failure. `fathom doctor` prints
-`explain()`. Setting FATHOM_SSD=reference (or _CONV, _NORM, _ROUTE, _EXPERTS, _ATTEND, _DRAW) forces a
-backend; a forced backend that cannot run is an error, not a quiet fallback. FATHOM_TIER forces a
+`explain()`. Setting FATHOM_SSD=reference (or _CONV, _NORM, _ROUTE, _EXPERTS, _ATTEND, _DRAW) forces
+a backend; a forced backend that cannot run is an error, not a quiet fallback. FATHOM_TIER forces a
 tier of the native kernels (`ops/native`), or none.
 """
 

@@ -18,7 +18,7 @@ from fathom.ops import native
 from fathom.ops.draw import cpu, draw, reference
 from fathom.ops.native.recorder import record
 
-VOCABULARIES = (1, 2, 47, 1024, 32768)
+VOCABULARIES = (1, 2, 47, 1024, pytest.param(32768, marks=pytest.mark.slow))
 TEMPERATURES, TOP_KS, TOP_PS, MIN_PS = (0.0, 0.3, 1.0, 2.5), (0, 1, 7, 60), (1, 0.9, 0.3), (0, 0.04)
 KINDS = ("smooth", "tied", "flat", "masked", "sparse")
 
