@@ -124,11 +124,11 @@ def drawn_of(
     return found
 
 
-def draw_now(logits_RV: Tensor, lives: Sequence[Live], *, first: int = 0) -> Drawn:
+def draw_now(logits_RV: Tensor, lives: Sequence[Live]) -> Drawn:
     """A token of each request from logits [S, V] that no recorded step made."""
     parameters = Parameters(len(lives))
-    parameters.set(lives, first)
-    return drawn_of(logits_RV, parameters.draw(logits_RV), parameters, lives, first=first)
+    parameters.set(lives)
+    return drawn_of(logits_RV, parameters.draw(logits_RV), parameters, lives)
 
 
 def _under_rules(
@@ -150,8 +150,8 @@ def _under_rules(
             if counts is not None:
                 if source_RV is logits_RV:
                     source_RV = logits_RV.clone()
-                request = live.request
-                source_RV[row] = adjusted(logits_RV[row], request.sampling, request.ids, counts)
+                sampling = live.request.sampling
+                source_RV[row] = adjusted(logits_RV[row], sampling, live.prompt_tokens, counts)
     if allowed_RM is not None:
         allowed_RM = allowed_RM.to(logits_RV.device)
     return allowed_RM, source_RV

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from torch import Tensor
-
 from fathom.config.engine import EngineConfig
 from fathom.engine.draft import Depth, Drafter
 from fathom.engine.draws import Drawn, draw_now
@@ -326,7 +324,7 @@ class Engine:
                 if live.miss is not None:
                     self._stats.misses[re.sub(r"\d+", "n", live.miss)] += 1
         fresh = [live for live in finished if not live.answered]
-        logits_SV = self._logits(hidden_SD)
+        logits_SV = self._runner.logits(hidden_SD) if hidden_SD is not None else None
         self._stats.model_seconds += time.perf_counter() - began
         events = []
         if fresh and logits_SV is not None:
@@ -341,9 +339,6 @@ class Engine:
             else:
                 self._scheduler.run(live)
         return events
-
-    def _logits(self, hidden_SD: Tensor | None) -> Tensor | None:
-        return self._runner.logits(hidden_SD) if hidden_SD is not None else None
 
     def _expire(self) -> None:
         """End the requests whose deadlines have passed."""

@@ -72,6 +72,9 @@ class Live:
         self.thoughts = Thoughts(request.budget, request.ids) if request.budget else None
         self._matcher = request.grammar.matcher() if request.grammar is not None else None
         self._counts: Counter[int] | None = None if request.sampling.plain else Counter()
+        # a set is made once, because a penalty asks for it at every token
+        self.prompt_tokens = frozenset(request.ids if self._counts is not None else ())
+        """Which tokens the prompt holds, where a penalty may ask."""
         self._words = -(-vocab // 32)
 
     @property

@@ -64,10 +64,6 @@ class PagePool:
             if not self._owners[page]:
                 self._free.append(page)
 
-    def owners(self, page: int) -> int:
-        """How many hold a page."""
-        return self._owners[page]
-
 
 @dataclass
 class State:
@@ -75,6 +71,19 @@ class State:
 
     layers: list[tuple[Tensor, Tensor] | None]
     """Tail [1, k - 1, c] and state [1, H, P, N] of each Mamba block; None of the others."""
+
+    @classmethod
+    def of(cls, memory: Memory, row: int) -> "State":
+        """What a memory holds of one of its sequences, as views; `copy` keeps it."""
+        rows = slice(row, row + 1)
+        return cls(
+            [
+                (layer.tail_Skc[rows], layer.state_SHPN[rows])
+                if isinstance(layer, MambaMemory)
+                else None
+                for layer in memory.layers
+            ]
+        )
 
     @property
     def bytes(self) -> int:
@@ -133,14 +142,6 @@ class Slots:
         return self.head.table_SB.shape[1] * PAGE if self.head is not None else 0
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of keys and values that one token takes."""
-        memories = [self.memory, *([self.head] if self.head is not None else [])]
-        layers = [layer for memory in memories for layer in memory.layers]
-        pools = [layer.pages for layer in layers if isinstance(layer, AttentionMemory)]
-        return sum((p.keys[0].nbytes + p.values[0].nbytes) // PAGE for p in pools)
-
-    @property
     def state_bytes(self) -> int:
         """Bytes of recurrent state that one sequence takes."""
         return self.read(0).bytes
@@ -169,25 +170,12 @@ class Slots:
 
     def begun(self) -> State:
         """The state of a sequence that has not begun."""
-        return State(
-            [
-                (torch.zeros_like(layer.tail_Skc[:1]), torch.zeros_like(layer.state_SHPN[:1]))
-                if isinstance(layer, MambaMemory)
-                else None
-                for layer in self._own
-            ]
-        )
+        layers = self.read(0).layers
+        return State([x and (torch.zeros_like(x[0]), torch.zeros_like(x[1])) for x in layers])
 
     def read(self, slot: int) -> State:
         """The state in a row, as views; `State.copy` keeps it."""
-        return State(
-            [
-                (layer.tail_Skc[slot : slot + 1], layer.state_SHPN[slot : slot + 1])
-                if isinstance(layer, MambaMemory)
-                else None
-                for layer in self._own
-            ]
-        )
+        return State.of(self.memory, slot)
 
     def write(self, slot: int, state: State, pages: Sequence[int], past: int) -> None:
         """Put a sequence into a row."""
@@ -249,21 +237,6 @@ class Slots:
         return self.memory.layers
 
 
-def states_of(memory: Memory) -> list[State]:
-    """The states of a memory's sequences, as views."""
-    return [
-        State(
-            [
-                (layer.tail_Skc[row : row + 1], layer.state_SHPN[row : row + 1])
-                if isinstance(layer, MambaMemory)
-                else None
-                for layer in memory.layers
-            ]
-        )
-        for row in range(len(memory.seen))
-    ]
-
-
 def _rows(layer: MambaMemory, rows: slice) -> MambaMemory:
     return MambaMemory(layer.tail_Skc[rows], layer.state_SHPN[rows])
 
@@ -273,4 +246,4 @@ def _bytes(pool: Tensor) -> Tensor:
     return pool.view(torch.uint8) if pool.element_size() == 1 else pool
 
 
-__all__ = ["KV_DTYPES", "PagePool", "Slots", "State", "pages_for", "states_of"]
+__all__ = ["KV_DTYPES", "PagePool", "Slots", "State", "pages_for"]

@@ -142,10 +142,6 @@ class PrefixCache:
         self.bytes += size
         return True
 
-    def holds(self, ids: Ids) -> bool:
-        """Whether exactly this beginning is kept."""
-        return _key(ids) in self._entries
-
     def evict(self) -> bool:
         """Let the least recently used entry go; False: there is none."""
         if not self._entries:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fathom.engine.draws import Drawn, Parameters, drawn_of
 from fathom.engine.live import Live
-from fathom.engine.pages import Slots, states_of
+from fathom.engine.pages import Slots, State
 from fathom.engine.recorded import Recorded
 from fathom.model.memory import AttentionMemory, Memory
 from fathom.model.nemotron import Nemotron
@@ -80,8 +80,8 @@ class Runner:
         ]
         tokens_T = torch.tensor(ids, dtype=torch.int64).to(self._tokens_T.tensor.device)
         hidden_TD: Tensor = self.model(tokens_T, layout, memory)
-        for live, state, count in zip(lives, states_of(memory), counts, strict=True):
-            live.state, live.seen = state, live.seen + count
+        for row, (live, count) in enumerate(zip(lives, counts, strict=True)):
+            live.state, live.seen = State.of(memory, row), live.seen + count
         return hidden_TD, layout
 
     @torch.inference_mode()
