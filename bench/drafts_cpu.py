@@ -3,8 +3,10 @@
 Promise: two engines over one model answer the same requests by turns, one that drafts and one that
 does not; both have answered before the clock starts, as a server has. Answers are compared token by
 token: a difference ends the run. With a checkpoint the prompts are problems held out from training
-and a row says how often drafts came true; without one the weights are random, so nothing comes true
-and what is measured is the price of having tried.
+and a row says how often drafts came true, of all tokens and of those that are no template's: a
+token that stands at the same place of nearly all answers to a kind of problem, or is a control
+token, can be guessed without having understood anything. Without a checkpoint the weights are
+random, so nothing comes true and what is measured is the price of having tried.
 
     python bench/drafts_cpu.py --checkpoint runs/quickstart/model
     python bench/drafts_cpu.py --size pocket --json runs/bench/drafts.json
@@ -23,6 +25,7 @@ import fathom
 from fathom import machine
 from fathom.config.engine import EngineConfig
 from fathom.engine.engine import Engine
+from fathom.engine.live import Live
 from fathom.engine.request import Request
 from fathom.engine.sampler import Sampling
 from fathom.model.nemotron import Nemotron
@@ -35,13 +38,17 @@ GROUPS = 32
 HELD_OUT = 0.1
 """Share of the problems that trainings hold out."""
 
+KINDS = ("add", "subtract", "multiply", "sort")
+
+SAME = 0.95
+"""Share of a kind's answers with one token at one place from which on it is the template's."""
+
 
 def held_out(folder: Path, batch: int, tokens: int, temperature: float) -> list[Request]:
     """Problems that the checkpoint has not seen, as chats."""
     text = fathom.Text.load(folder)
-    kinds = ("add", "subtract", "multiply", "sort")
-    each = GROUPS * batch // len(kinds)
-    found = [p for k in kinds for p in Problems((k,), "heldout", 0, HELD_OUT).distinct(each)]
+    each = GROUPS * batch // len(KINDS)
+    found = [p for k in KINDS for p in Problems((k,), "heldout", 0, HELD_OUT).distinct(each)]
     return [
         Request(
             tuple(text.prompt([{"role": "user", "content": problem.question}])),
@@ -59,14 +66,58 @@ def random_requests(model: Nemotron, batch: int, tokens: int) -> list[Request]:
     return [Request(tuple(ids), tokens, Sampling(0)) for ids in prompts]
 
 
+class Watch:
+    """Counts the drafts of an engine that came true where a token is no template's."""
+
+    def __init__(self, requests: list[Request], answers: list[list[int]]) -> None:
+        self._begin = [len(request.ids) for request in requests]
+        self._requests = len(requests)
+        self._fixed = [self._places(requests, answers, at) for at in range(len(answers))]
+        self.tried, self.came = [0] * 8, [0] * 8
+
+    @staticmethod
+    def _places(requests: list[Request], answers: list[list[int]], at: int) -> set[int]:
+        """Places of one answer whose tokens nearly all answers to its kind of problem share."""
+        each = max(1, len(answers) // len(KINDS))
+        kind = answers[at // each * each : at // each * each + each]
+        fixed = set()
+        for place, token in enumerate(answers[at]):
+            same = sum(len(one) > place and one[place] == token for one in kind)
+            if same >= SAME * len(kind) or token in requests[at].stop_ids:
+                fixed.add(place)
+        return fixed
+
+    def look(self, engine: Engine) -> None:
+        """Count from now on."""
+        count = engine._depth.count
+
+        def counted(live: Live, drafts: int, accepted: int) -> None:
+            count(live, drafts, accepted)
+            at = live.number % self._requests
+            begin = len(live.ids) - accepted - 1 - self._begin[at]
+            for depth in range(min(accepted + 1, drafts)):
+                if begin + depth not in self._fixed[at]:
+                    self.tried[depth] += 1
+                    self.came[depth] += depth < accepted
+
+        engine._depth.count = counted  # type: ignore[method-assign]
+
+    @property
+    def acceptance(self) -> list[float]:
+        """Share of the drafts of each depth that came true, where earlier ones had."""
+        return [came / tried for came, tried in zip(self.came, self.tried, strict=True) if tried]
+
+
 def pair(
     model: Nemotron, requests: list[Request], batch: int, pairs: int
-) -> tuple[list[float], list[float], list[float]]:
-    """Tokens a second of each turn without and with drafts; acceptance by depth."""
+) -> tuple[list[float], list[float], list[list[float]]]:
+    """Tokens a second of each turn without and with drafts; acceptance of all and some tokens."""
     longest = max(len(r.ids) + r.max_tokens for r in requests)
     config = EngineConfig(sequences=batch, context=longest, prefix_bytes=0)
     plain, drafting = Engine(model, config, drafts=0), Engine(model, config, drafts=3)
     wanted = timed(plain, requests, batch)[1]
+    watch = Watch(requests, wanted)
+    watch.look(drafting)
     timed(drafting, requests, batch)
     without, with_ = [], []
     for _ in range(pairs):
@@ -75,7 +126,7 @@ def pair(
         with_.append(speed)
         if found != wanted:
             raise SystemExit("Drafting changed an answer; that is a defect.")
-    return without, with_, drafting.stats.acceptance
+    return without, with_, [drafting.stats.acceptance, watch.acceptance]
 
 
 def timed(engine: Engine, requests: list[Request], batch: int) -> tuple[float, list[list[int]]]:
@@ -125,9 +176,11 @@ def main() -> None:
             requests = held_out(options.checkpoint, batch, options.tokens, options.temperature)
         else:
             requests = random_requests(model, batch, options.tokens)
-        without, with_, acceptance = pair(model, requests, batch, options.pairs)
+        without, with_, (of_all, of_some) = pair(model, requests, batch, options.pairs)
         ratio = statistics.median(b / a for a, b in zip(without, with_, strict=True))
-        came = ", ".join(f"{share:.1%}" for share in acceptance) or "none"
+        came = ", ".join(f"{share:.1%}" for share in of_all) or "none"
+        if options.checkpoint is not None:
+            came += "; of no template's " + ", ".join(f"{share:.1%}" for share in of_some)
         rows.append(
             Row(
                 work=f"{name}: {batch} at once; drafts that came true, by depth: {came}",

@@ -1,6 +1,6 @@
 """Fathom as an engine to be timed.
 
-Promise: what it runs is what Fathom serves with, timed by the library's own `engine/timing.py`; a
+Promise: what it runs is what Fathom serves with, timed by the library's own `model/timing.py`; a
 context is filled with random keys, values and states instead of being read.
 """
 
@@ -10,9 +10,9 @@ from works import random_tokens
 
 import fathom
 from fathom import Nemotron, machine
-from fathom.engine.timing import prefill_seconds, step_seconds, warm_step
 from fathom.errors import MissingError
 from fathom.model.precision import lay
+from fathom.model.timing import prefill_seconds, step_seconds, warm_step
 
 PRECISIONS = ("fp32", "bf16", "nvfp4", "w4a8")
 """What a folder's own weights are served in."""

@@ -15,7 +15,7 @@ from fathom import Nemotron
 from fathom.engine.engine import Engine
 from fathom.engine.request import Request
 from fathom.engine.sampler import Sampling
-from fathom.engine.timing import PIECE, WARM
+from fathom.model.timing import PIECE, WARM
 
 
 class ServedEngine:

@@ -19,8 +19,8 @@ from workloads import WORKLOADS
 
 import fathom
 from fathom import machine
-from fathom.engine.recorded import RecordedStep
 from fathom.model.nemotron import Nemotron
+from fathom.model.recorded import RecordedStep
 from fathom.ops.layout import Layout
 
 

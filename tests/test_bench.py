@@ -16,9 +16,9 @@ import torch
 
 from fathom import Layout, ModelConfig, Nemotron
 from fathom.config.model import AttentionConfig, MambaConfig, MoEConfig
-from fathom.engine.timing import pretend
 from fathom.errors import FathomError, MissingError
 from fathom.model import traffic
+from fathom.model.timing import pretend
 from fathom.ops import native
 
 SMALL = ModelConfig(

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from fathom import machine
 from fathom.cli import source
-from fathom.engine.timing import prefill_seconds, step_seconds, warm_step
 from fathom.errors import ConfigError, RequestError
 from fathom.machine import Rates
 from fathom.model.nemotron import Nemotron
 from fathom.model.precision import TABLES, lay
 from fathom.model.sizes import SIZES, size
+from fathom.model.timing import prefill_seconds, step_seconds, warm_step
 from fathom.model.traffic import forward_flop, step_bytes
 from fathom.ops import native
 

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,11 +20,14 @@ from torch import Tensor
 from fathom.engine.live import Live
 from fathom.engine.runner import WINDOW, Runner
 
-TRIES, KEPT = 6, 15
+TRIES, KEPT = 4, 9
 """Steps of a depth before its seconds are believed, and the last ones whose median counts."""
 
-REVIEW = 512
-"""Steps after which the other depths are looked at again: a machine does not stay as it was."""
+HOLD = 8
+"""Steps for which a choice stands: to look at every request costs time too."""
+
+REVIEW = 64
+"""Choices after which depths that could win are tried again: a machine does not stay as it was."""
 
 PAUSE, WORTH = 1024, 0.005
 """Least steps until a head that does not pay is tried again, and most share of the time that trials
@@ -33,6 +37,23 @@ PRIOR = 4.0
 """How many drafts of all requests weigh in one request's own record."""
 
 
+@dataclass
+class _Pace:
+    """What is known of steps with one number of requests."""
+
+    seconds: dict[int, deque[float]]
+    """The last steps of each depth."""
+    depth: int = 0
+    stands: int = 0
+    """Steps for which that depth is still the choice."""
+    choices: int = 0
+    pause: int = 0
+    """Steps until the head is tried again; 0: it is in use, or just being tried."""
+    pauses: int = 0
+    spent: float = 0.0
+    """Seconds of steps with drafts since one last paid."""
+
+
 class Depth:
     """How many tokens to draft, by what was measured so far."""
 
@@ -40,50 +61,36 @@ class Depth:
         self.most, self._adapt = most, adapt
         self.tried, self.came = [0.0] * most, [0.0] * most
         """Drafts of each depth that were put to the test, and that came true; old ones fade."""
-        self.pause = 0
-        """Steps until the head is tried again; 0: it is in use, or just being tried."""
-        self._seconds: dict[tuple[int, int], deque[float]] = {}
-        self._last: tuple[int, int] | None = None
-        self._until_review = REVIEW
-        self._spent = 0.0
-        self._pauses = 0
+        self._paces: dict[int, _Pace] = {}
+        self._last = 0
 
     def choose(self, lives: Sequence[Live]) -> int:
         """The depth of the next step for these requests; 0: the head is left alone."""
-        if self.pause:
-            self.pause -= 1
-            if not self.pause:
-                self._try_again()
+        if not self._adapt or not self.most or not lives:
+            return self.most if lives else 0
+        pace = self._pace(len(lives))
+        if pace.pause:
+            pace.pause -= 1
+            if not pace.pause:
+                self._try_again(pace)
             return 0
-        if not self._adapt or not self.most:
-            return self.most
-        size = _size(len(lives))
-        self._until_review -= 1
-        if not self._until_review:
-            self._review()
-        known = [k for k in range(self.most + 1) if len(self._seconds.get((size, k), ())) >= TRIES]
-        order: list[int] = [1, 0, *range(2, self.most + 1)]
-        for depth in order:
-            # deeper ones are tried where those before them come true
-            if depth not in known and all(self._chance(at) > 0.7 for at in range(depth - 1)):
-                return depth
-        best = max(known, key=lambda k: self._rate(lives, size, k))
-        if best:
-            self._pauses, self._spent = 0, 0.0
-        else:
-            self._rest(size)
-        return best
+        if not pace.stands:
+            pace.depth, pace.stands = self._best(pace, lives)
+        pace.stands -= 1
+        return pace.depth
+
+    def wanted_soon(self, requests: int) -> bool:
+        """Whether the head may have to catch up on the step that is passing."""
+        return self.most > 0 and (not self._adapt or self._pace(requests).pause < WINDOW)
 
     def learn(self, requests: int, depth: int, seconds: float, *, steady: bool) -> None:
         """Take in how long a step took; one that was not steady says nothing of the next."""
-        self._spent += seconds if depth else 0.0
-        if not steady:
-            return
-        key = _size(requests), depth
+        pace = self._pace(requests)
+        pace.spent += seconds if depth else 0.0
         # the first step after another kind finds other things in the caches
-        if key == self._last:
-            self._seconds.setdefault(key, deque(maxlen=KEPT)).append(seconds)
-        self._last = key
+        if steady and depth == self._last:
+            pace.seconds.setdefault(depth, deque(maxlen=KEPT)).append(seconds)
+        self._last = depth
 
     def count(self, live: Live, drafts: int, accepted: int) -> None:
         """Take in how many of a request's drafts came true."""
@@ -94,27 +101,43 @@ class Depth:
             self.tried[depth] = 0.998 * self.tried[depth] + 1
             self.came[depth] = 0.998 * self.came[depth] + came
 
-    def _rest(self, size: int) -> None:
-        """Leave the head alone for so long that what it took was worth the trial."""
-        steps = self._spent / (WORTH * statistics.median(self._seconds[size, 0]))
-        self.pause = max(PAUSE << min(self._pauses, 10), int(steps))
-        self._pauses, self._spent = self._pauses + 1, 0.0
+    def _pace(self, requests: int) -> _Pace:
+        """Numbers of requests are measured together up to the next power of two."""
+        return self._paces.setdefault(1 << (requests - 1).bit_length(), _Pace({}))
 
-    def _try_again(self) -> None:
+    def _best(self, pace: _Pace, lives: Sequence[Live]) -> tuple[int, int]:
+        """The depth to go on with, or to try, and for how many steps."""
+        known = {k: statistics.median(s) for k, s in pace.seconds.items() if len(s) >= TRIES}
+        for depth in (1, 0):
+            if depth not in known:
+                return depth, TRIES + 1
+        tokens = [sum(self._expected(live, k) for live in lives) for k in range(self.most + 1)]
+        best = max(known, key=lambda k: tokens[k] / known[k])
+        rate = tokens[best] / known[best]
+        for depth in range(2, self.most + 1):
+            # no step is shorter than one of less depth
+            least = max(seconds for k, seconds in known.items() if k < depth)
+            if depth not in known and tokens[depth] / least > rate:
+                return depth, TRIES + 1
+        pace.choices += 1
+        if pace.choices % REVIEW == 0:
+            for depth in known:
+                if depth and depth != best and tokens[depth] / known[depth] > 0.7 * rate:
+                    del pace.seconds[depth]
+        if best:
+            pace.pauses, pace.spent = 0, 0.0
+        else:
+            # so long that what the head took was worth the trial
+            steps = int(pace.spent / (WORTH * known[0]))
+            pace.pause = max(PAUSE << min(pace.pauses, 10), steps)
+            pace.pauses, pace.spent = pace.pauses + 1, 0.0
+        return best, HOLD
+
+    def _try_again(self, pace: _Pace) -> None:
         """Let the next steps draft, and what they show count more than what was before."""
         for depth in range(self.most):
             self.tried[depth], self.came[depth] = self.tried[depth] / 16, self.came[depth] / 16
-        self._review()
-
-    def _review(self) -> None:
-        """Forget the seconds of every depth, so that each is measured again where it may pay."""
-        self._until_review = REVIEW
-        self._seconds.clear()
-
-    def _rate(self, lives: Sequence[Live], size: int, depth: int) -> float:
-        """Tokens a second that a depth promises."""
-        seconds = statistics.median(self._seconds[size, depth])
-        return sum(self._expected(live, depth) for live in lives) / seconds
+        pace.depth, pace.stands = 1, TRIES + 1
 
     def _expected(self, live: Live, depth: int) -> float:
         """Tokens that a step with so many drafts brings a request."""
@@ -195,11 +218,6 @@ class Drafter:
                 rows.append(hidden_SD[row : row + 1])
         lag = live.seen - (live.head_seen or 0)
         return torch.cat(rows)[-min(WINDOW, max(lag, 1)) :] if rows else None
-
-
-def _size(requests: int) -> int:
-    """Numbers of requests that are measured together: up to the next power of two."""
-    return 1 << (requests - 1).bit_length()
 
 
 __all__ = ["Depth", "Drafter"]

@@ -24,7 +24,7 @@ from fathom.engine.pages import Slots, pages_for
 from fathom.engine.prefix import PrefixCache
 from fathom.engine.reading import Reading
 from fathom.engine.request import Completion, Event, Request, StopReason, Token
-from fathom.engine.runner import WINDOW, Runner
+from fathom.engine.runner import Runner
 from fathom.engine.scheduler import Scheduler
 from fathom.engine.stats import Stats
 from fathom.errors import RequestError
@@ -256,9 +256,9 @@ class Engine:
             drawn, usual = self._runner.decode(lives), True
             self._stats.model_seconds += time.perf_counter() - began
             events = [self._take(live, drawn, row) for row, live in enumerate(lives)]
-            if self._depth.most and self._depth.pause < WINDOW:
+            if self._depth.wanted_soon(len(lives)):
                 self._drafter.passed(lives)
-        if self._depth.most and not self._depth.pause:
+        if self._depth.most:
             seconds = time.perf_counter() - began
             steady = usual and self._runner.steady
             self._depth.learn(len(lives), depth, seconds, steady=steady)

@@ -2,8 +2,8 @@
 
 Promise: each is a call of the one model that also trains. Those that recur (a token of every
 running request; drafts verified; what was accepted; a draft more) work on fixed buffers, the draw
-of their tokens included, and are recorded once a number of rows (`recorded.py`). Which requests
-they are for, and what becomes of the tokens, is `engine.py`'s.
+of their tokens included, and are recorded once a number of rows (`model/recorded.py`). Which
+requests they are for, and what becomes of the tokens, is `engine.py`'s.
 """
 
 from collections import OrderedDict
@@ -16,9 +16,9 @@ from torch import Tensor
 from fathom.engine.draws import Drawn, Parameters, drawn_of
 from fathom.engine.live import Live
 from fathom.engine.pages import Slots, State
-from fathom.engine.recorded import Recorded
 from fathom.model.memory import AttentionMemory, Memory
 from fathom.model.nemotron import Nemotron
+from fathom.model.recorded import Recorded
 from fathom.ops import dispatch
 from fathom.ops.layout import Layout
 

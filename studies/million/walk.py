@@ -22,11 +22,11 @@ import torch
 from fathom import machine
 from fathom.config.model import AttentionConfig, MambaConfig, ModelConfig, MoEConfig
 from fathom.engine.engine import Engine
-from fathom.engine.recorded import RecordedStep
 from fathom.engine.request import Request
-from fathom.engine.timing import pretend
 from fathom.model.memory import Memory
 from fathom.model.nemotron import Nemotron
+from fathom.model.recorded import RecordedStep
+from fathom.model.timing import pretend
 from fathom.ops.attend.pages import PAGE
 
 CONTEXTS = (1024, 32_768, 262_144, 1_048_576)

@@ -1,10 +1,10 @@
 """The gate of one policy: what the engine says of its tokens is what training would say of them.
 
 Promise: with drafts, reuse of prefixes, prompts in pieces and interruptions all at work, fp32
-log-probabilities are those of the training forward to 1e-4 at every token, and BF16 ones to 5e-3 on
-average (of a model this narrow, off what it learned; bench/RESULTS.md has a trained one's). Tokens
-for which rounding chose another expert are counted apart: in fp32 there are none, in BF16 the
-log-probability may jump there, as it would between two trainers.
+log-probabilities are those of the training forward to 1e-4 at every token, and BF16 ones to 2e-3 on
+average. Tokens for which rounding chose another expert are counted apart: in fp32 there are none,
+in BF16 at most three of a thousand (of a model this narrow; bench/RESULTS.md has a larger one's),
+where the log-probability may jump as between two trainers.
 """
 
 import pytest
@@ -84,5 +84,5 @@ def test_in_bf16_tokens_are_as_probable_as_in_training_but_for_choices_that_flip
     for half in halves:
         half.load_state_dict(learned.plain.state_dict())
     gaps, flipped = _differences(halves[0].eval(), halves[1].eval().pack())
-    assert gaps[~flipped].mean() <= 5e-3
-    assert flipped.float().mean() < 0.01
+    assert gaps[~flipped].mean() <= 2e-3
+    assert flipped.float().mean() <= 0.003

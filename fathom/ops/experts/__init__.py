@@ -56,7 +56,7 @@ def experts(
 ) -> Float[Tensor, "T D"]:
     """sum_k weights[t, k] down_e relu(up_e x_t)^2 with e = chosen[t, k]; of x's type.
 
-    In LatentMoE, D is the latent width.
+    The hidden layer is rounded to x's type. In LatentMoE, D is the latent width.
     """
     backend = OPERATION.choose(dispatch.Case.of(x_TD)).module
     result: Tensor = backend.experts(x_TD, up_EID, down_EDI, chosen_TK, weights_TK)
@@ -73,7 +73,7 @@ def packed_experts(
 ) -> Float[Tensor, "T D"]:
     """`experts` with packed weights: up holds E matrices [I, D], down E matrices [D, I].
 
-    The hidden layer is rounded to x's type. Nothing can be trained by it.
+    Nothing can be trained by it.
 
     Raises:
         KernelError: shapes that do not belong together.

@@ -56,19 +56,28 @@ class _Sorted:
 
 
 class _Experts(torch.autograd.Function):
-    """x [T, D], up [E, I, D], down [E, D, I], chosen [T, K], weights [T, K] -> [T, D]; fp32."""
+    """x [T, D], up [E, I, D], down [E, D, I], chosen [T, K], weights [T, K] -> [T, D]; fp32.
+
+    The hidden layer is rounded to `kept`, as packed experts round it.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, up: Tensor, down: Tensor, chosen: Tensor, weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        up: Tensor,
+        down: Tensor,
+        chosen: Tensor,
+        weights: Tensor,
+        kept: torch.dtype,
     ) -> Tensor:
         """Sort, multiply, square, multiply, bring back."""
         rows = _Sorted(chosen, up.shape[0])
         hidden = _grouped(x.index_select(0, rows.token_R), up.transpose(1, 2), rows.ends_E).relu_()
         weight_R = weights.reshape(-1).index_select(0, rows.order_R)
-        squared = hidden.square().mul_(weight_R[:, None])
+        squared = hidden.square().to(kept).float().mul_(weight_R[:, None])
         y = rows.sum_of_copies(_grouped(squared, down.transpose(1, 2), rows.ends_E))
-        ctx.rows = rows
+        ctx.rows, ctx.kept = rows, kept
         ctx.save_for_backward(x, up, down, weight_R, hidden)
         return y
 
@@ -79,14 +88,14 @@ class _Experts(torch.autograd.Function):
         x, up, down, weight_R, hidden = ctx.saved_tensors
         rows: _Sorted = ctx.rows
         dy_R = dy.index_select(0, rows.token_R)
-        squared = hidden.square()
+        squared = hidden.square().to(ctx.kept).float()
         dsquared = _grouped(dy_R, down, rows.ends_E)
         dweights = torch.linalg.vecdot(dsquared, squared).index_select(0, rows.place_R)
         ddown = _outer(dy_R, squared.mul_(weight_R[:, None]), rows.ends_E)
         dhidden = dsquared.mul_(hidden).mul_(weight_R.mul(2)[:, None])
         dup = _outer(dhidden, x.index_select(0, rows.token_R), rows.ends_E)
         dx = rows.sum_of_copies(_grouped(dhidden, up, rows.ends_E))
-        return dx, dup, ddown, None, dweights.view(rows.shape)
+        return dx, dup, ddown, None, dweights.view(rows.shape), None
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -121,7 +130,12 @@ def experts(
         names, chosen_TK = chosen_TK.unique(return_inverse=True)
         up_EID, down_EDI = up_EID.index_select(0, names), down_EDI.index_select(0, names)
     y: Tensor = _Experts.apply(
-        x_TD.float(), up_EID.float(), down_EDI.float(), chosen_TK, weights_TK.float()
+        x_TD.float(),
+        up_EID.float(),
+        down_EDI.float(),
+        chosen_TK,
+        weights_TK.float(),
+        x_TD.dtype if x_TD.dtype == torch.bfloat16 else torch.float32,
     )
     return y.to(x_TD.dtype)
 

@@ -37,7 +37,7 @@ def experts(
     y = torch.zeros_like(x)
     for expert in range(up.shape[0]):
         token, place = (chosen_TK == expert).nonzero(as_tuple=True)
-        hidden = (x[token] @ up[expert].T).relu().square()
+        hidden = (x[token] @ up[expert].T).relu().square().to(x_TD.dtype).to(x.dtype)
         said = hidden @ down[expert].T * wide(weights_TK[token, place, None])
         y = y.index_add(0, token, said)
     return y.to(x_TD.dtype)

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fathom.engine.recorded import RecordedStep
 from fathom.model.memory import Memory
 from fathom.model.nemotron import Nemotron
+from fathom.model.recorded import RecordedStep
 from fathom.ops.layout import Layout
 
 PIECE = 2048

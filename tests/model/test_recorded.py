@@ -1,4 +1,4 @@
-"""Laws of fathom/engine/recorded.py: a recorded step is the model's step, bit for bit."""
+"""Laws of fathom/model/recorded.py: a recorded step is the model's step, bit for bit."""
 
 import logging
 
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fathom.config.model import AttentionConfig, MambaConfig, MlpConfig, ModelConfig, MoEConfig
-from fathom.engine import recorded
-from fathom.engine.recorded import RecordedStep
 from fathom.errors import RequestError
+from fathom.model import recorded
 from fathom.model.memory import Memory
 from fathom.model.nemotron import Nemotron
+from fathom.model.recorded import RecordedStep
 from fathom.ops import native
 from fathom.ops.layout import Layout
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fathom.engine.timing import WARM, prefill_seconds, step_seconds, warm_step
 from fathom.model.nemotron import Nemotron
+from fathom.model.timing import WARM, prefill_seconds, step_seconds, warm_step
 
 
 @pytest.fixture(scope="module")
