@@ -1,12 +1,12 @@
 """What drafting by the MTP head gains, or costs where it can gain nothing: A B A B on the CPU.
 
 Promise: two engines over one model answer the same requests by turns, one that drafts and one that
-does not; both have answered before the clock starts, as a server has. Answers are compared token by
-token: a difference ends the run. With a checkpoint the prompts are problems held out from training
-and a row says how often drafts came true, of all tokens and of those that are no template's: a
-token that stands at the same place of nearly all answers to a kind of problem, or is a control
-token, can be guessed without having understood anything. Without a checkpoint the weights are
-random, so nothing comes true and what is measured is the price of having tried.
+does not; both have answered before the clock starts, as a server has that runs for a while. Answers
+are compared token by token: a difference ends the run. With a checkpoint the prompts are problems
+held out from training and a row says how often drafts came true, of all tokens and of those that
+are no template's: a token that stands at the same place of nearly all answers to a kind of problem,
+or is a control token, can be guessed without having understood anything. Without a checkpoint the
+weights are random, so nothing comes true and what is measured is the price of having tried.
 
     python bench/drafts_cpu.py --checkpoint runs/quickstart/model
     python bench/drafts_cpu.py --size pocket --json runs/bench/drafts.json
@@ -34,6 +34,10 @@ from fathom.problems import Problems
 
 GROUPS = 32
 """Groups of prompts that are answered one after the other."""
+
+WARM = 5
+"""Turns of the drafting engine before the clock starts: each depth at each number of requests has
+to be recorded and measured once."""
 
 HELD_OUT = 0.1
 """Share of the problems that trainings hold out."""
@@ -118,7 +122,8 @@ def pair(
     wanted = timed(plain, requests, batch)[1]
     watch = Watch(requests, wanted)
     watch.look(drafting)
-    timed(drafting, requests, batch)
+    for _ in range(WARM):
+        timed(drafting, requests, batch)
     without, with_ = [], []
     for _ in range(pairs):
         without.append(timed(plain, requests, batch)[0])
@@ -160,6 +165,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=1, help="times that a turn asks everything")
     parser.add_argument("--json", type=Path, help="write the table here too")
     options = parser.parse_args()
     machine.tune()
@@ -174,6 +180,7 @@ def main() -> None:
     for batch in options.batch:
         if options.checkpoint is not None:
             requests = held_out(options.checkpoint, batch, options.tokens, options.temperature)
+            requests = requests * options.rounds
         else:
             requests = random_requests(model, batch, options.tokens)
         without, with_, (of_all, of_some) = pair(model, requests, batch, options.pairs)

@@ -47,8 +47,8 @@ class _Pace:
     stands: int = 0
     """Steps for which that depth is still the choice."""
     choices: int = 0
-    pause: int = 0
-    """Steps until the head is tried again; 0: it is in use, or just being tried."""
+    until: int = 0
+    """The step at which the head is tried again; before, it rests."""
     pauses: int = 0
     spent: float = 0.0
     """Seconds of steps with drafts since one last paid."""
@@ -61,27 +61,27 @@ class Depth:
         self.most, self._adapt = most, adapt
         self.tried, self.came = [0.0] * most, [0.0] * most
         """Drafts of each depth that were put to the test, and that came true; old ones fade."""
+        self.watching = most > 0
+        """Whether the step that was chosen last says something, or the head may be wanted soon."""
         self._paces: dict[int, _Pace] = {}
-        self._last = 0
+        self._steps = self._last = self._soonest = 0
 
     def choose(self, lives: Sequence[Live]) -> int:
         """The depth of the next step for these requests; 0: the head is left alone."""
         if not self._adapt or not self.most or not lives:
             return self.most if lives else 0
         pace = self._pace(len(lives))
-        if pace.pause:
-            pace.pause -= 1
-            if not pace.pause:
-                self._try_again(pace)
+        self._steps += 1
+        if self._steps < pace.until:
+            self.watching = self._soonest < self._steps + WINDOW
             return 0
+        if pace.until:
+            self._try_again(pace)
+        self.watching = True
         if not pace.stands:
             pace.depth, pace.stands = self._best(pace, lives)
         pace.stands -= 1
         return pace.depth
-
-    def wanted_soon(self, requests: int) -> bool:
-        """Whether the head may have to catch up on the step that is passing."""
-        return self.most > 0 and (not self._adapt or self._pace(requests).pause < WINDOW)
 
     def learn(self, requests: int, depth: int, seconds: float, *, steady: bool) -> None:
         """Take in how long a step took; one that was not steady says nothing of the next."""
@@ -103,7 +103,11 @@ class Depth:
 
     def _pace(self, requests: int) -> _Pace:
         """Numbers of requests are measured together up to the next power of two."""
-        return self._paces.setdefault(1 << (requests - 1).bit_length(), _Pace({}))
+        size = 1 << (requests - 1).bit_length()
+        if size not in self._paces:
+            self._paces[size] = _Pace({})
+            self._soonest = 0
+        return self._paces[size]
 
     def _best(self, pace: _Pace, lives: Sequence[Live]) -> tuple[int, int]:
         """The depth to go on with, or to try, and for how many steps."""
@@ -129,14 +133,16 @@ class Depth:
         else:
             # so long that what the head took was worth the trial
             steps = int(pace.spent / (WORTH * known[0]))
-            pace.pause = max(PAUSE << min(pace.pauses, 10), steps)
+            pace.until = self._steps + max(PAUSE << min(pace.pauses, 10), steps)
             pace.pauses, pace.spent = pace.pauses + 1, 0.0
+            self._soonest = min(one.until for one in self._paces.values())
         return best, HOLD
 
     def _try_again(self, pace: _Pace) -> None:
         """Let the next steps draft, and what they show count more than what was before."""
         for depth in range(self.most):
             self.tried[depth], self.came[depth] = self.tried[depth] / 16, self.came[depth] / 16
+        pace.until = self._soonest = 0
         pace.depth, pace.stands = 1, TRIES + 1
 
     def _expected(self, live: Live, depth: int) -> float:
@@ -159,13 +165,17 @@ class Drafter:
         self.runner = runner
         self._passed: deque[tuple[list[tuple[int, int]], Tensor]] = deque(maxlen=WINDOW)
 
-    def passed(self, lives: Sequence[Live]) -> None:
-        """A step without drafts has passed: keep its hidden states, in case the head is wanted."""
+    def passed(self, lives: Sequence[Live], keep: bool) -> None:
+        """A step without drafts has passed; `keep` its hidden states, if the head may be wanted."""
+        if not keep:
+            # states on both sides of a gap are no window
+            self._passed.clear()
+            return
         hidden_SD = self.runner.hidden_TD[: len(lives)]
         self._passed.append(([(live.number, live.stays) for live in lives], hidden_SD.clone()))
 
-    def propose(self, lives: Sequence[Live], depth: int) -> bool:
-        """Give every request `depth` drafts; whether the head had something to catch up on."""
+    def propose(self, lives: Sequence[Live], depth: int) -> list[Live]:
+        """Give every request `depth` drafts; those for which the head had to catch up."""
         late = [live for live in lives if live.head_seen != live.seen or not live.drafts]
         if late:
             self._catch_up(late)
@@ -174,7 +184,7 @@ class Drafter:
                 live.drafts = live.drafts[:place]
             for live, token in zip(lives, self.runner.deeper(lives, place), strict=True):
                 live.drafts.append(max(0, token))
-        return bool(late)
+        return late
 
     def settle(self, lives: Sequence[Live], drafts: int, counts: Sequence[int]) -> None:
         """What was verified is known: move memory and head on, and draw the next drafts.

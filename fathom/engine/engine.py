@@ -256,9 +256,9 @@ class Engine:
             drawn, usual = self._runner.decode(lives), True
             self._stats.model_seconds += time.perf_counter() - began
             events = [self._take(live, drawn, row) for row, live in enumerate(lives)]
-            if self._depth.wanted_soon(len(lives)):
-                self._drafter.passed(lives)
-        if self._depth.most:
+            if self._depth.most:
+                self._drafter.passed(lives, self._depth.watching)
+        if self._depth.watching:
             seconds = time.perf_counter() - began
             steady = usual and self._runner.steady
             self._depth.learn(len(lives), depth, seconds, steady=steady)
@@ -286,7 +286,9 @@ class Engine:
                 if live.stop_reason is not None or came > depth or live.ids[-1] != drafts[came - 1]:
                     break
             counts.append(came)
-            self._depth.count(live, depth, came - 1)
+            if live not in late:
+                # what the head says after a gap is no measure of it
+                self._depth.count(live, depth, came - 1)
             for place in range(min(came, depth)):
                 self._stats.drafted[place] += 1
                 self._stats.accepted[place] += place < came - 1
