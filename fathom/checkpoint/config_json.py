@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from fathom.checkpoint.config_fields import ALIASES, ARCHITECTURES, FIXED, KNOWN, TYPES
-from fathom.checkpoint.formats import FIELD, check_method
 from fathom.checkpoint.safe import read_object
 from fathom.config.model import (
     LETTERS,
@@ -85,8 +84,6 @@ def _known(fields: dict[str, Any], what: str) -> dict[str, Any]:
                 f"{what}: {name} is {value!r}, but Fathom computes {wanted!r} alone: {reason}. "
                 f"This model would give other numbers here, so it is not loaded."
             )
-    if found.get(FIELD):
-        check_method(found[FIELD], f"{what} ({FIELD})")
     _check_kind(found, what)
     _check_limit(found.get("time_step_limit"), what)
     return found

@@ -5,14 +5,14 @@ shape, type) before a single value is read, and one message tells everything tha
 Names are `names.py`, formats `formats.py`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
 import torch
 
-from fathom.checkpoint.formats import GROUP, Precisions, Stored
+from fathom.checkpoint.formats import GROUP, Says, Stored
 from fathom.checkpoint.names import CORRECTION_BIAS, Slot, slots
 from fathom.checkpoint.safe import Entry
 from fathom.config.model import ModelConfig
@@ -38,6 +38,7 @@ class Need:
 
     shape: tuple[int, ...]
     dtypes: Collection[torch.dtype] = frozenset(FLOATS)
+    """The first is written."""
     optional: bool = False
 
     def fits(self, entry: Entry) -> bool:
@@ -52,7 +53,7 @@ def layout(config: ModelConfig) -> dict[str, Slot]:
 
 
 def stored_formats(
-    config: ModelConfig, wanted: Mapping[str, Slot], precisions: Precisions
+    config: ModelConfig, wanted: Mapping[str, Slot], precisions: Says
 ) -> dict[str, Stored]:
     """How each matrix is stored, by official name: every `Linear` and every expert."""
     model = Nemotron(config, device="meta", seed=None)
@@ -93,7 +94,8 @@ def needs(
 def matrix_needs(module: str, shape: tuple[int, ...], kind: Stored) -> dict[str, Need]:
     """The tensors of one quantised matrix [O, I]."""
     rows, columns = shape
-    one = Need((), (torch.float32,))
+    # ModelOpt writes fp32, compressed-tensors the scales of FP8 in the type of the model
+    one = Need((), (torch.float32, torch.bfloat16, torch.float16))
     known = {f"{module}.input_scale": Need((), optional=True)}
     if kind == "fp8":
         values = Need(shape, (torch.float8_e4m3fn,))
@@ -116,10 +118,12 @@ def check(
     wanted: Mapping[str, Slot],
     folder: Path,
     stored: Mapping[str, Stored] | None = None,
+    spelt: Callable[[str], str] = str,
 ) -> None:
     """Raise `CheckpointError` unless the tensors found are exactly those wanted.
 
-    `stored` says how each matrix is stored; None: all are plain.
+    `stored` says how each matrix is stored; None: all are plain. `spelt` gives a tensor the name
+    that it has in the files' own dialect.
     """
     quantised = [n for n, e in entries.items() if e.dtype.itemsize == 1 or "weight_scale" in n]
     if quantised and stored is None:
@@ -138,14 +142,18 @@ def check(
         return
     told = [f"{folder} does not hold the model that its config.json describes."]
     if missing:
-        told.append(_listed("are missing", [f"{n} {list(needed[n].shape)}" for n in missing]))
+        told.append(
+            _listed("are missing", [f"{spelt(n)} {list(needed[n].shape)}" for n in missing])
+        )
     if extra:
-        told.append(_listed("have no place", [f"{n} {list(entries[n].shape)}" for n in extra]))
+        told.append(
+            _listed("have no place", [f"{entries[n].name} {list(entries[n].shape)}" for n in extra])
+        )
     if wrong:
-        sizes = [f"{n} wanted {list(w.shape)}, got {list(e.shape)}" for n, w, e in wrong]
+        sizes = [f"{spelt(n)} wanted {list(w.shape)}, got {list(e.shape)}" for n, w, e in wrong]
         told.append(_listed("have the wrong shape", sizes))
     if odd:
-        told.append(_listed("have the wrong type", [_odd(*found) for found in odd]))
+        told.append(_listed("have the wrong type", [_odd(spelt(n), w, e) for n, w, e in odd]))
     if stored is not None and (wrong or odd):
         told.append("What is wanted follows from how the checkpoint says it was quantised.")
     if missing and all(name.startswith("mtp.") for name in missing):

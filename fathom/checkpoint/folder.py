@@ -1,8 +1,9 @@
 """The files of a checkpoint folder, written into it one after the other.
 
 Promise: the names, configs and indices are those of the official checkpoints, quantised ones as
-ModelOpt writes them; nothing is held but the tensor that is being written. That the folder appears
-whole is `atomic.py`'s work, what goes into it `weights.py`'s, `merge.py`'s and `quantise.py`'s.
+ModelOpt or compressed-tensors write them; nothing is held but the tensor that is being written.
+That the folder appears whole is `atomic.py`'s work, what goes into it `weights.py`'s, `merge.py`'s,
+`quantise.py`'s and `rewrite.py`'s.
 """
 
 import json
@@ -14,10 +15,11 @@ from pathlib import Path
 import torch
 
 from fathom import __version__
-from fathom.checkpoint import formats
+from fathom.checkpoint import compressed, formats
 from fathom.checkpoint.atomic import write_text
 from fathom.checkpoint.config_write import STOP_IDS, generation_json, to_json
 from fathom.checkpoint.expected import FLOATS
+from fathom.checkpoint.opened import Dialect
 from fathom.checkpoint.pieces import Item, write
 from fathom.checkpoint.safe import INDEX, SINGLE
 from fathom.config.model import ModelConfig
@@ -42,11 +44,15 @@ def write_model(
     stop_ids: Collection[int] = STOP_IDS,
     *,
     algorithms: Mapping[str, str] | None = None,
+    dialect: Dialect = "modelopt",
+    tensors: Collection[str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write weights and configs of a model into a folder; raises `OSError` on a full disk.
 
-    `algorithms` names ModelOpt's algorithm for each module that is quantised.
+    `algorithms` names ModelOpt's algorithm for each module that is quantised; `dialect` is the one
+    in which the items are named and the formats described; `tensors` are the official names of the
+    model's tensors, where the items are called otherwise.
     """
     _write_shards(folder, items, shard_bytes)
     stop_ids = [token for token in stop_ids if token < config.vocab]
@@ -56,11 +62,15 @@ def write_model(
     }
     if algorithms:
         names = [item.name for item in items]
-        scaled = any(name.endswith((".k_scale", ".v_scale")) for name in names)
-        plain = formats.plain_modules(names, algorithms)
-        told = formats.describe(algorithms, plain, __version__, "FP8" if scaled else None)
-        files[formats.FILE] = told
-        files["config.json"][formats.FIELD] = formats.as_field(told)
+        plain = formats.plain_modules(names if tensors is None else tensors, algorithms)
+        if dialect == "compressed-tensors":
+            scales = [compressed.official(name) for name in names]
+            field = compressed.describe(algorithms, plain, __version__, scales)
+        else:
+            scaled = any(name.endswith((".k_scale", ".v_scale")) for name in names)
+            told = formats.describe(algorithms, plain, __version__, "FP8" if scaled else None)
+            files[formats.FILE], field = told, formats.as_field(told)
+        files["config.json"][formats.FIELD] = field
     for name, fields in files.items():
         write_text(folder / name, json.dumps(fields, indent=2) + "\n")
 

@@ -2,8 +2,9 @@
 
 Promise: a matrix has the format that its own entry of `quantized_layers` names, else none if a
 pattern excludes it, else that of the whole checkpoint; whatever else a file asks for is refused,
-never guessed. Both places are known: hf_quant_config.json, which is asked first, and
-`quantization_config` in config.json. Both are written. The bytes themselves are `packed.py`'s.
+never guessed. Both places are written, hf_quant_config.json and `quantization_config` in
+config.json. Which of them is asked, and whether they speak another dialect, is `opened.py`'s; the
+bytes themselves are `packed.py`'s.
 
 Formats are those of weights: NVFP4 with scales for activations (`NVFP4`) and without
 (`W4A16_NVFP4`) are stored alike.
@@ -13,10 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from fathom.checkpoint.safe import read_object
 from fathom.errors import CheckpointError
 
 Stored = Literal["plain", "fp8", "nvfp4"]
@@ -38,6 +37,13 @@ _GROUPS: Mapping[str, dict[str, Any]] = {
     "NVFP4": {"input_activations": _FLOAT4, "weights": _FLOAT4},
     "W4A16_NVFP4": {"weights": _FLOAT4},
 }
+
+
+class Says(Protocol):
+    """What a checkpoint says about its formats, whoever wrote it down."""
+
+    def of(self, module: str) -> Stored:
+        """How the matrix of `module`, an official name, is stored."""
 
 
 @dataclass(frozen=True)
@@ -64,41 +70,16 @@ class Precisions:
         return "plain" if self.whole is None else ALGORITHMS[self.whole]
 
 
-def read_precisions(folder: Path) -> Precisions | None:
-    """What the files of a checkpoint folder say about formats; None: nothing, so all is plain.
+def parse(told: Any, what: str, excluding: str = "exclude_modules") -> Precisions:
+    """Read and check the fields that both places share; raises `CheckpointError`.
 
-    Raises `CheckpointError` for algorithms and libraries that are not read here.
+    `excluding` is the field that names what is plain.
     """
-    if (folder / FILE).exists():
-        what = str(folder / FILE)
-        told = read_object(folder / FILE).get("quantization")
-        if not isinstance(told, dict):
-            raise CheckpointError(
-                f"{what} needs the field 'quantization', an object that says which algorithm "
-                f"quantised the weights. Fetch the file again."
-            )
-        return _parse(told, what, "exclude_modules")
-    told = read_object(folder / "config.json").get(FIELD)
-    if not told:
-        return None
-    what = f"{folder / 'config.json'} ({FIELD})"
-    check_method(told, what)
-    return _parse(told, what, "ignore" if "ignore" in told else "exclude_modules")
-
-
-def check_method(told: Any, what: str) -> None:
-    """Raise `CheckpointError` unless a quantization_config was written by ModelOpt."""
-    method = told.get("quant_method") if isinstance(told, dict) else None
-    if not isinstance(method, str) or not method.startswith("modelopt"):
+    if not isinstance(told, dict):
         raise CheckpointError(
-            f"{what} describes weights quantised by {method!r}; quantised checkpoints are read as "
-            f"ModelOpt writes them (quant_method 'modelopt'). Take that or the BF16 sibling of the "
-            f"model."
+            f"{what} needs the field 'quantization', an object that says which algorithm "
+            f"quantised the weights. Fetch the file again."
         )
-
-
-def _parse(told: Mapping[str, Any], what: str, excluding: str) -> Precisions:
-    """Read and check the fields that both places share."""
     whole = told.get("quant_algo")
     layers = told.get("quantized_layers") or {}
     exclude = told.get(excluding) or []
@@ -208,10 +189,10 @@ __all__ = [
     "GROUP",
     "MIXED",
     "Precisions",
+    "Says",
     "Stored",
     "as_field",
-    "check_method",
     "describe",
+    "parse",
     "plain_modules",
-    "read_precisions",
 ]

@@ -105,6 +105,31 @@ def row_pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield first, min(step, rows - first)
 
 
+def read_scale(reader: Reader, entry: Entry, value: Tensor) -> None:
+    """Fill `value`, fp32 [], with the one scale that a tensor holds.
+
+    Raises `CheckpointError` unless it is a finite number above zero.
+    """
+    reader.read(entry, value)
+    if not (value > 0 and value.isfinite()):
+        held = value.reciprocal() if entry.inverse else value
+        raise CheckpointError(
+            f"{entry.name} in {entry.file} is {held.item()}; a scale is a finite number above "
+            f"zero. The file is damaged, or the scales were never set; fetch or export it again."
+        )
+
+
+def check_bytes(entry: Entry, values: Tensor, signed: bool) -> None:
+    """Raise `CheckpointError` if an E4M3 value is no number, or negative though it is a scale."""
+    size = values.view(torch.uint8)
+    if (size & 0x7F if signed else size).amax() > 0x7E:
+        what = "values that are no numbers (0x7F)"
+        raise CheckpointError(
+            f"{entry.name} in {entry.file} holds {what if signed else f'negative ones or {what}'}; "
+            f"such weights mean nothing. The file is damaged, or its exporter let scales overflow."
+        )
+
+
 @dataclass(frozen=True)
 class StoredMatrix:
     """One matrix [rows, columns] in the files."""
@@ -126,7 +151,7 @@ class StoredMatrix:
         """The scale, fp32 []; one where there is none."""
         value = torch.ones(())
         if self.scale is not None:
-            reader.read(self.scale, value)
+            read_scale(reader, self.scale, value)
         return value
 
     def read(
@@ -137,11 +162,15 @@ class StoredMatrix:
             dtype = dtype if self.kind == "plain" else torch.float8_e4m3fn
             values = torch.empty(count, self.columns, dtype=dtype)
             reader.read(self.entries[self.name], values, first * self.columns)
+            if self.kind == "fp8":
+                check_bytes(self.entries[self.name], values, signed=True)
             return values, None
         codes = torch.empty(count, self.columns // 2, dtype=torch.uint8)
         reader.read(self.entries[self.name], codes, first * (self.columns // 2))
         scales = torch.empty(count, self.columns // GROUP, dtype=torch.float8_e4m3fn)
-        reader.read(self.entries[f"{self.name}_scale"], scales, first * (self.columns // GROUP))
+        blocks = self.entries[f"{self.name}_scale"]
+        reader.read(blocks, scales, first * (self.columns // GROUP))
+        check_bytes(blocks, scales, signed=False)
         return codes, scales
 
     def pack(self, reader: Reader, packed: Packed) -> None:
@@ -151,16 +180,20 @@ class StoredMatrix:
             packed.fill(first, *self.read(reader, first, count, dtype))
         packed.scale.copy_(self.read_scale(reader))
 
+    def decode_rows(self, reader: Reader, first: int, count: int) -> Tensor:
+        """Some rows in fp32, [count, columns]: the numbers that codes and scales mean."""
+        values, scales = self.read(reader, first, count, torch.float32)
+        if self.kind == "plain":
+            return values
+        scale = self.read_scale(reader)
+        if scales is None:
+            return nvfp4.dequantise_fp8(values, scale)
+        return nvfp4.dequantise(nvfp4.Quantised(values, scales, scale))
+
     def decode(self, reader: Reader, target_OI: Tensor) -> None:
         """Fill a plain matrix with the numbers that codes and scales mean."""
-        scale = self.read_scale(reader)
         for first, count in row_pieces(self.rows, self.columns):
-            values, scales = self.read(reader, first, count, torch.float32)
-            if scales is not None:
-                found = nvfp4.dequantise(nvfp4.Quantised(values, scales, scale))
-            else:
-                found = nvfp4.dequantise_fp8(values, scale)
-            target_OI.detach()[first : first + count].copy_(found)
+            target_OI.detach()[first : first + count].copy_(self.decode_rows(reader, first, count))
 
 
 class _Rows:
@@ -232,10 +265,12 @@ __all__ = [
     "PLAIN",
     "StoredMatrix",
     "algorithm",
+    "check_bytes",
     "empty_model",
     "held",
     "items",
     "matrix",
     "packed_formats",
+    "read_scale",
     "row_pieces",
 ]

@@ -47,7 +47,8 @@ class Reader:
     def read(self, entry: Entry, target: Tensor, start: int = 0) -> None:
         """Fill the contiguous `target` with values of `entry` from value `start` on.
 
-        The target's own type decides; its number of values decides how many are read.
+        The target's own type decides; its number of values decides how many are read. Where the
+        file holds reciprocals, the target gets what they mean.
         """
         flat = target.detach().view(-1)
         assert start + flat.numel() <= entry.values
@@ -66,6 +67,8 @@ class Reader:
             flat[done : done + count].copy_(
                 torch.frombuffer(self._piece, dtype=entry.dtype, count=count)
             )
+        if entry.inverse:
+            flat.reciprocal_()
 
     def _open(self, path: Path) -> BufferedReader:
         if self._file is None or self._path != path:

@@ -1,13 +1,15 @@
 """A plain checkpoint written again with some of its matrices in NVFP4 or FP8.
 
 Promise: the model is never held: matrices come from their files row by row, and of one at a time
-the codes are kept until they are written. Rounding is to nearest, with scales from the largest
-weights alone: nothing is calibrated and no scales for activations are written, so what comes out
-is for products that round weights alone (W4A16, and FP8 weights). How numbers are rounded is
-`ops/nvfp4`, what is written where `formats.py`.
+the codes are kept until they are written. Queries, keys and values of a block share one scale,
+because engines multiply with them as one matrix. Scales of activations are written where they are
+given; without them what comes out is for products that round weights alone (W4A16, and FP8
+weights). How numbers are rounded is `ops/nvfp4`, what is written where `formats.py`, and how
+formats, roundings and scales are chosen the room `quantise/`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -15,25 +17,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fathom import hub
-from fathom.checkpoint.atomic import new_folder, standing
-from fathom.checkpoint.config_json import read_config
-from fathom.checkpoint.expected import (
-    WEIGHT,
-    check,
-    layout,
-    matrix_needs,
-    stored_dtype,
-    stored_formats,
-)
+from fathom.checkpoint.atomic import new_folder
+from fathom.checkpoint.expected import WEIGHT, matrix_needs, stored_dtype, stored_formats
 from fathom.checkpoint.folder import SHARD_BYTES, copy_text, write_model
-from fathom.checkpoint.formats import Precisions, Stored
-from fathom.checkpoint.names import CORRECTION_BIAS, Slot, canonical
+from fathom.checkpoint.formats import Stored
+from fathom.checkpoint.names import CORRECTION_BIAS, Slot
+from fathom.checkpoint.opened import PLAIN, Opened, open_checkpoint
 from fathom.checkpoint.packed import row_pieces
 from fathom.checkpoint.pieces import Item, Reader
-from fathom.checkpoint.safe import Entry, catalogue
+from fathom.checkpoint.safe import Entry
 from fathom.config.model import ModelConfig
-from fathom.errors import ConfigError
+from fathom.errors import CheckpointError, ConfigError
 from fathom.ops import nvfp4
 
 TABLES: Mapping[str, Mapping[str, Stored]] = {
@@ -57,6 +51,24 @@ TABLES: Mapping[str, Mapping[str, Stored]] = {
 `lightning` is the map of the published Nemotron 3.5 Lightning NVFP4 checkpoint; `bench-nvfp4` is
 what the benchmarks run in four bits.
 """
+FUSED = (".mixer.q_proj.weight", ".mixer.k_proj.weight", ".mixer.v_proj.weight")
+"""Matrices of a block that engines lay side by side."""
+Told = Callable[[str, float, float], None]
+"""told(name, signal, noise): the sum of a matrix's squares, and of its errors' squares."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How weights become NVFP4, given the largest of their matrix."""
+
+    scale: Callable[[Tensor], Tensor]
+    """Largest magnitude, fp32 [] -> the scale of the whole matrix."""
+    encode: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    """(rows in fp32 [R, I], largest magnitude) -> codes [R, I / 2], block scales [R, I / 16]."""
+
+
+LARGEST = Rounding(nvfp4.tensor_scale, nvfp4.encode)
+"""Every block's largest weight becomes a 6."""
 ALGORITHM: Mapping[Stored, str] = {"fp8": "FP8", "nvfp4": "W4A16_NVFP4"}
 """ModelOpt's words for weights in these formats without scales for activations."""
 
@@ -80,7 +92,7 @@ def lay_formats(
         if table not in TABLES:
             raise ConfigError(f"There is no table {table!r}; known are {', '.join(TABLES)}.")
         table = TABLES[table]
-    found = stored_formats(config, wanted, Precisions(None, {}, ()))
+    found = stored_formats(config, wanted, PLAIN)
     for pattern, kind in table.items():
         if kind not in ("plain", *ALGORITHM):
             raise ConfigError(
@@ -94,51 +106,77 @@ def lay_formats(
     return found
 
 
+class _Peak:
+    """The largest magnitude of some matrices that share a scale, found once."""
+
+    def __init__(self, reader: Reader, entries: list[Entry]) -> None:
+        self.reader, self.entries = reader, entries
+        self.found: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """The magnitude, fp32 []."""
+        if self.found is None:
+            parts = [
+                nvfp4.largest(_rows(self.reader, entry, *part))
+                for entry in self.entries
+                for part in row_pieces(*entry.shape)
+            ]
+            self.found = torch.stack(parts).amax()
+        return self.found
+
+
+def _rows(reader: Reader, entry: Entry, first: int, count: int) -> Tensor:
+    """Some rows of a plain matrix in fp32."""
+    columns = entry.shape[1]
+    rows = torch.empty(count, columns)
+    reader.read(entry, rows, first * columns)
+    return rows
+
+
 class _Matrix:
-    """One matrix on its way: its largest weight is found once, and it is encoded once."""
+    """One matrix on its way: it is encoded once, and kept until it is written."""
 
-    def __init__(self, reader: Reader, entry: Entry, kind: Stored) -> None:
-        self.reader, self.entry, self.kind = reader, entry, kind
-        self.peak: Tensor | None = None
+    def __init__(self, plan: "_Plan", entry: Entry, kind: Stored, peak: _Peak, name: str) -> None:
+        self.plan, self.entry, self.kind, self.peak, self.name = plan, entry, kind, peak, name
         self.encoded: dict[str, Tensor] = {}
-
-    def rows(self, first: int, count: int) -> Tensor:
-        """Some rows in fp32."""
-        columns = self.entry.shape[1]
-        rows = torch.empty(count, columns)
-        self.reader.read(self.entry, rows, first * columns)
-        return rows
-
-    def amax(self) -> Tensor:
-        """The largest magnitude, fp32 []."""
-        if self.peak is None:
-            rows, columns = self.entry.shape
-            parts = [nvfp4.largest(self.rows(*part)) for part in row_pieces(rows, columns)]
-            self.peak = torch.stack(parts).amax()
-        return self.peak
 
     def scale(self) -> Tensor:
         """The scale of the whole matrix, fp32 []."""
-        of = nvfp4.tensor_scale if self.kind == "nvfp4" else nvfp4.tensor_scale_fp8
-        return of(self.amax())
+        if self.kind == "nvfp4":
+            return self.plan.rounding.scale(self.peak())
+        return nvfp4.tensor_scale_fp8(self.peak())
 
     def encode(self) -> None:
         """Encode all rows."""
         rows, columns = self.entry.shape
-        amax, scale = self.amax(), self.scale()
+        amax, scale = self.peak(), self.scale()
         four = self.kind == "nvfp4"
         dtype = torch.uint8 if four else torch.float8_e4m3fn
         codes = torch.empty(rows, columns // 2 if four else columns, dtype=dtype)
         scales = torch.empty(rows, columns // nvfp4.BLOCK * four, dtype=torch.float8_e4m3fn)
+        signal = noise = 0.0
         for first, count in row_pieces(rows, columns):
-            part, values = slice(first, first + count), self.rows(first, count)
+            part, values = (
+                slice(first, first + count),
+                _rows(self.plan.reader, self.entry, first, count),
+            )
             if four:
-                codes[part], scales[part] = nvfp4.encode(values, amax)
+                codes[part], scales[part] = self.plan.rounding.encode(values, amax)
             else:
                 codes[part] = nvfp4.encode_fp8(values, scale)
+            if self.plan.told is not None:
+                found = (
+                    nvfp4.dequantise(nvfp4.Quantised(codes[part], scales[part], scale))
+                    if four
+                    else nvfp4.dequantise_fp8(codes[part], scale)
+                )
+                signal += values.square().sum().item()
+                noise += (found - values).square().sum().item()
         self.encoded["weight"] = codes.view(-1)
         if four:
             self.encoded["weight_scale"] = scales.view(-1)
+        if self.plan.told is not None:
+            self.plan.told(self.name, signal, noise)
 
     def fill(self, which: str, piece: Tensor, start: int) -> None:
         """Put values of the tensor called `which` into the flat `piece`."""
@@ -159,25 +197,68 @@ class _Matrix:
         return "weight_scale_2" if self.kind == "nvfp4" else "weight_scale"
 
 
-def _items(
-    reader: Reader, name: str, entry: Entry, slot: Slot, kind: Stored, dtype: torch.dtype | None
-) -> list[Item]:
-    """What is written for one tensor of the source."""
-    if kind == "plain":
-        own = torch.float32 if name.endswith(CORRECTION_BIAS) else dtype or entry.dtype
-        return [Item(name, own, slot.shape, partial(reader.read, entry))]
-    module = name.removesuffix(WEIGHT)
-    matrix = _Matrix(reader, entry, kind)
-    return [
-        Item(
-            part,
-            next(iter(need.dtypes)),
-            need.shape,
-            partial(matrix.fill, part.removeprefix(f"{module}.")),
-        )
-        for part, need in matrix_needs(module, slot.shape, kind).items()
-        if not need.optional
-    ]
+@dataclass(frozen=True)
+class _Plan:
+    """What becomes of the tensors of a source."""
+
+    reader: Reader
+    opened: Opened
+    kinds: Mapping[str, Stored]
+    """The format of every matrix, by official name."""
+    dtype: torch.dtype | None
+    rounding: Rounding
+    told: Told | None
+
+    def items(self) -> list[Item]:
+        """All that is written of the source."""
+        peaks: dict[tuple[str, Stored], _Peak] = {}
+        found: list[Item] = []
+        for name, slot in self.opened.wanted.items():
+            kind, entry = self.kinds.get(name, "plain"), self.opened.entries[name]
+            if kind == "plain":
+                own = torch.float32 if name.endswith(CORRECTION_BIAS) else self.dtype or entry.dtype
+                found.append(Item(name, own, slot.shape, partial(self.reader.read, entry)))
+                continue
+            together = name.rpartition(".mixer.")[0] if name.endswith(FUSED) else name
+            peak = peaks.setdefault((together, kind), _Peak(self.reader, []))
+            peak.entries.append(entry)
+            found += self._quantised(name, slot, _Matrix(self, entry, kind, peak, name))
+        return found
+
+    def _quantised(self, name: str, slot: Slot, matrix: _Matrix) -> list[Item]:
+        """The tensors of a quantised matrix."""
+        module = name.removesuffix(WEIGHT)
+        return [
+            Item(
+                part,
+                next(iter(need.dtypes)),
+                need.shape,
+                partial(matrix.fill, part.removeprefix(f"{module}.")),
+            )
+            for part, need in matrix_needs(module, slot.shape, matrix.kind).items()
+            if not need.optional
+        ]
+
+
+def _fitting(scales: Mapping[str, float], kinds: Mapping[str, Stored]) -> dict[str, float]:
+    """These scales without those of the rows of matrices that stay plain."""
+    plain = {name.removesuffix(WEIGHT) for name, kind in kinds.items() if kind == "plain"}
+    return {
+        name: value
+        for name, value in scales.items()
+        if not name.endswith(".input_scale") or name.rpartition(".")[0] not in plain
+    }
+
+
+def _algorithms(kinds: Mapping[str, Stored], scales: Mapping[str, float]) -> dict[str, str]:
+    """ModelOpt's words for the quantised modules, of which some have scales for their rows."""
+    modules = {name.removesuffix(WEIGHT): kind for name, kind in kinds.items() if kind != "plain"}
+    return {
+        module: "NVFP4"
+        if kind == "nvfp4" and f"{module}.input_scale" in scales
+        else ALGORITHM[kind]
+        for module, kind in modules.items()
+    }
 
 
 def quantise(
@@ -186,6 +267,9 @@ def quantise(
     table: str | Mapping[str, Stored],
     *,
     dtype: torch.dtype | None = None,
+    rounding: Rounding = LARGEST,
+    scales: Mapping[str, float] | None = None,
+    told: Told | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Write a checkpoint again, its matrices in the formats of a table, in ModelOpt's layout.
@@ -195,6 +279,10 @@ def quantise(
         target: the folder to write; replaced once the new one is complete.
         table: see `lay_formats`.
         dtype: stored type of what stays plain (correction biases are fp32 always); None: as it is.
+        rounding: how weights become NVFP4.
+        scales: of activations, keys and values by official name (`...in_proj.input_scale`,
+            `...k_proj.k_scale`); those of matrices that stay plain are left out.
+        told: hears of every quantised matrix how much of it is lost.
         shard_bytes: largest size of one file.
 
     Returns the folder.
@@ -204,35 +292,28 @@ def quantise(
         ConfigError: the table does not fit the model.
         KernelError: a weight is not finite.
     """
-    local = standing(Path(source).expanduser())
-    folder = local if local.is_dir() else hub.locate(source)
-    config = read_config(folder / "config.json")
-    entries = canonical(catalogue(folder))
-    wanted = layout(config)
-    check(entries, wanted, folder)
-    kinds = lay_formats(config, wanted, table)
+    opened = open_checkpoint(source)
+    if opened.dialect is not None:
+        raise CheckpointError(
+            f"{opened.folder} holds quantised weights already; rounding them again would add their "
+            f"errors up. Take the BF16 sibling of the model."
+        )
+    kinds = lay_formats(opened.config, opened.wanted, table)
+    beside = _fitting(scales or {}, kinds)
     with Reader() as reader:
-        items = [
-            item
-            for name, slot in wanted.items()
-            for item in _items(reader, name, entries[name], slot, kinds.get(name, "plain"), dtype)
-        ]
-        algorithms = {
-            name.removesuffix(WEIGHT): ALGORITHM[kind]
-            for name, kind in kinds.items()
-            if kind != "plain"
-        }
+        items = _Plan(reader, opened, kinds, dtype, rounding, told).items()
+        items += [Item.of(name, torch.tensor(value)) for name, value in beside.items()]
         with new_folder(Path(target), sum(item.bytes for item in items)) as fresh:
             write_model(
                 fresh,
                 items,
-                config,
-                dtype or stored_dtype(entries),
-                algorithms=algorithms,
+                opened.config,
+                dtype or stored_dtype(opened.entries),
+                algorithms=_algorithms(kinds, beside),
                 shard_bytes=shard_bytes,
             )
-            copy_text(folder, fresh)
+            copy_text(opened.folder, fresh)
     return Path(target)
 
 
-__all__ = ["ALGORITHM", "TABLES", "lay_formats", "quantise"]
+__all__ = ["ALGORITHM", "FUSED", "LARGEST", "TABLES", "Rounding", "Told", "lay_formats", "quantise"]

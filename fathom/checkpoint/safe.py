@@ -59,6 +59,8 @@ class Entry:
     shape: tuple[int, ...]
     begin: int
     """Offset of the first byte in the file."""
+    inverse: bool = False
+    """Whether the reciprocals of the values stored are meant."""
 
     @property
     def values(self) -> int:

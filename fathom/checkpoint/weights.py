@@ -3,37 +3,28 @@
 Promise: loading takes little more memory than the weights, because every tensor is read straight
 into its place, and nothing is read before the whole folder has been checked; saving writes the
 names, types and files of the official checkpoints, and a folder is replaced only when its
-successor is complete. Plain weights are read and written, and ModelOpt's NVFP4 and FP8
-(`formats.py`, `packed.py`). Names are `names.py`, the config `config_json.py`, training runs
-`run.py`.
+successor is complete. Plain weights are read and written, and NVFP4 and FP8 (`packed.py`) as
+ModelOpt has them; compressed-tensors' are read (`opened.py`), and written by `rewrite.py`. Names
+are `names.py`, the config `config_json.py`, training runs `run.py`.
 """
 
 from collections.abc import Collection, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from fathom import hub
 from fathom.checkpoint import packed as packing
-from fathom.checkpoint.atomic import new_folder, standing
-from fathom.checkpoint.config_json import read_config
+from fathom.checkpoint.atomic import new_folder
 from fathom.checkpoint.config_write import STOP_IDS
-from fathom.checkpoint.expected import (
-    ACTIVATIONS,
-    ROUTER,
-    check,
-    layout,
-    stored_dtype,
-    stored_formats,
-)
+from fathom.checkpoint.expected import ACTIVATIONS, ROUTER, layout, stored_dtype
 from fathom.checkpoint.folder import SHARD_BYTES, storable, write_model
-from fathom.checkpoint.formats import Precisions, Stored, read_precisions
-from fathom.checkpoint.names import CORRECTION_BIAS, Slot, canonical
+from fathom.checkpoint.formats import Stored
+from fathom.checkpoint.names import CORRECTION_BIAS, Slot
+from fathom.checkpoint.opened import open_checkpoint
 from fathom.checkpoint.pieces import Item, Reader
-from fathom.checkpoint.safe import Entry, catalogue
+from fathom.checkpoint.safe import Entry
 from fathom.errors import CheckpointError
 from fathom.model.nemotron import Nemotron
 
@@ -77,28 +68,17 @@ def load(
     Raises `CheckpointError` if files are missing, damaged, quantised in a way that is not read here
     or of another model; nothing large is allocated before all of them have been checked.
     """
-    local = standing(Path(path).expanduser())
-    folder = local if local.is_dir() else hub.locate(path)
-    precisions = read_precisions(folder)
-    config = read_config(folder / "config.json", ignore=ignore)
-    entries = canonical(catalogue(folder))
-    if not mtp and config.mtp:
-        config = config.replace(mtp="")
-        entries = {name: e for name, e in entries.items() if not name.startswith("mtp.")}
-    entries = {
-        name: entry for name, entry in entries.items() if not any(fnmatch(name, p) for p in ignore)
-    }
-    wanted = layout(config)
-    stored = stored_formats(config, wanted, precisions or Precisions(None, {}, ()))
-    check(entries, wanted, folder, stored if precisions else None)
-    own = dtype or stored_dtype(entries, stored if precisions else None)
-    if precisions is not None if packed is None else packed:
-        _check_place(device, folder)
+    opened = open_checkpoint(path, ignore=ignore, mtp=mtp)
+    config, entries, wanted = opened.config, opened.entries, opened.wanted
+    quantised, stored = opened.quantised is not None, opened.stored
+    own = dtype or stored_dtype(entries, opened.quantised)
+    if quantised if packed is None else packed:
+        _check_place(device, opened.folder)
         packs = packing.packed_formats(wanted, stored, entries, dtype)
         model = packing.empty_model(config, own, packs)
     else:
         model = Nemotron(config, dtype=own, device=device, seed=None)
-    if precisions and dtype is None:
+    if quantised and dtype is None:
         _keep_wide_routers(model, entries, wanted)
     _fill(model, entries, wanted, stored)
     return model.pack() if packing.held(model) else model
@@ -139,7 +119,7 @@ def _fill(
     with torch.no_grad(), Reader() as reader:
         for name, entry in sorted(entries.items(), key=lambda e: (e[1].file, e[1].begin)):
             if name.endswith(ACTIVATIONS):
-                reader.read(entry, value)
+                packing.read_scale(reader, entry, value)
                 calibration[name] = value.item()
             if name not in wanted:
                 continue

@@ -24,7 +24,8 @@ VERBS = {
     "train": ("Models", "Train a model by a recipe, or go on where a run stopped."),
     "generate": ("Models", "Answer one prompt, or a file of them."),
     "chat": ("Models", "Talk with a model."),
-    "convert": ("Checkpoints", "Turn a checkpoint or a run into a Hugging Face checkpoint."),
+    "convert": ("Checkpoints", "Turn a checkpoint or a run into the form that others read."),
+    "quantise": ("Checkpoints", "Round weights to four and eight bits, and say what is lost."),
     "merge": ("Checkpoints", "Average several checkpoints of one model."),
 }
 """Every verb: its panel in the help and its sentence; the file and the function have its name."""

@@ -6,7 +6,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from fathom.checkpoint import weights
+from fathom.checkpoint.quantise import quantise
 from fathom.config.model import AttentionConfig, MambaConfig, MlpConfig, ModelConfig, MoEConfig
 from fathom.model.nemotron import Nemotron
 
@@ -76,3 +79,96 @@ def same():
             assert torch.equal(tensor, theirs[name]), name
 
     return check
+
+
+@pytest.fixture(scope="session")
+def blocky(tiny) -> ModelConfig:
+    """The tiny model with rows that are whole blocks of NVFP4."""
+    moe = {**tiny.moe.as_dict(), "latent": 32, "shared_width": 48, "expert_width": 80}
+    return tiny.replace(vocab=72, moe=moe, mlp={"hidden": 48})
+
+
+def _tensors(folder) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+@pytest.fixture(scope="session")
+def tensors():
+    """folder -> all tensors of its safetensors files."""
+    return _tensors
+
+
+@pytest.fixture(scope="session")
+def identical():
+    """(tensor, tensor) -> whether type, shape and every bit are the same."""
+
+    def check(one: torch.Tensor, other: torch.Tensor) -> bool:
+        same = one.dtype == other.dtype and one.shape == other.shape
+        bits = (t.reshape(-1).view(torch.uint8) for t in (one, other))
+        return same and torch.equal(*bits)
+
+    return check
+
+
+SUPER = {
+    "blocks.*.mixer.experts.*": "nvfp4",
+    "blocks.*.mixer.shared.*": "fp8",
+    "blocks.1.mixer.shared.down": "nvfp4",
+    "blocks.4.mixer.in_proj": "fp8",
+    "blocks.1.mixer.latent_down": "fp8",
+    "blocks.2.mixer.o_proj": "fp8",
+}
+"""A map that follows no rule, as Super's published one: shared experts, latents, Mamba matrices
+and an output of attention differ from block to block."""
+
+
+def _scaled(folder) -> None:
+    """Give a quantised folder scales of activations, keys and values, each different."""
+    stored = _tensors(folder)
+    names = sorted(n.rpartition(".")[0] for n in stored if n.endswith(".weight_scale"))
+    for index, module in enumerate(names):
+        stored[f"{module}.input_scale"] = torch.tensor(0.01 + index / 64)
+    stored["backbone.layers.2.mixer.k_proj.k_scale"] = torch.tensor(0.5)
+    stored["backbone.layers.2.mixer.v_proj.v_scale"] = torch.tensor(1.75)
+    save_file(stored, folder / "model.safetensors")
+    # what is said about them is written as the scales are
+    weights.save(weights.load(folder, packed=True), folder)
+
+
+@pytest.fixture(params=["lightning", "super"])
+def released(request, tmp_path, blocky, scrambled):
+    """A folder laid out as a released checkpoint: Lightning's mixture, or Super's map."""
+    plain = weights.save(scrambled(blocky, torch.bfloat16, 1), tmp_path / "source")
+    if request.param == "lightning":
+        return quantise(plain, tmp_path / "lightning", "lightning")
+    folder = quantise(plain, tmp_path / "super", SUPER)
+    _scaled(folder)
+    return folder
+
+
+@pytest.fixture
+def quantised(tmp_path, scrambled):
+    """(config, table) -> the folder of a random model, its matrices in the table's formats."""
+
+    def make(config, table):
+        plain = weights.save(scrambled(config, torch.bfloat16, 1), tmp_path / "unrounded")
+        return quantise(plain, tmp_path / f"rounded{len(list(tmp_path.iterdir()))}", table)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def edit():
+    """(folder, change) -> None; `change` gets the tensors of a folder, which are written back."""
+
+    def done(folder, change) -> None:
+        stored = _tensors(folder)
+        change(stored)
+        for file in folder.glob("model*"):
+            file.unlink()
+        save_file(stored, folder / "model.safetensors")
+
+    return done

@@ -212,7 +212,6 @@ OTHER_MATHEMATICS = {
     "n_shared_experts": 2,
     "model_type": "nemotron",
     "architectures": ["NemotronHForSequenceClassification"],
-    "quantization_config": {"quant_method": "compressed-tensors"},
 }
 
 

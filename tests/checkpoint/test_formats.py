@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from fathom.checkpoint.formats import as_field, describe, plain_modules, read_precisions
+from fathom.checkpoint.formats import as_field, describe, plain_modules
+from fathom.checkpoint.opened import PLAIN, read_precisions
 from fathom.errors import CheckpointError
 
 MIXED = {
@@ -26,11 +27,12 @@ def told(folder, quantization=None, field=None):
     if quantization is not None:
         text = json.dumps({"producer": {"name": "modelopt"}, "quantization": quantization})
         (folder / "hf_quant_config.json").write_text(text)
-    return read_precisions(folder)
+    return read_precisions(folder)[1]
 
 
 def test_a_checkpoint_that_says_nothing_is_plain(tmp_path):
-    assert told(tmp_path) is None
+    assert told(tmp_path) == PLAIN
+    assert read_precisions(tmp_path)[0] is None
 
 
 def test_the_own_entry_counts_before_exclusion_and_that_before_the_whole(tmp_path):
@@ -103,10 +105,10 @@ def test_what_is_not_read_is_refused_by_name(tmp_path, quantization, message):
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "compressed-te"),
+        ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
         ({"quant_method": "fp8"}, "'fp8'"),
         ({"quant_algo": "FP8"}, "None"),
-        ("modelopt", "as ModelOpt writes them"),
+        ("modelopt", "as ModelOpt and compressed-tensors write them"),
         ({"quant_method": "modelopt", "config_groups": {"group_0": {}}}, "no quant_algo"),
     ],
 )

@@ -26,6 +26,7 @@ FLOORS = {
     "train": 5,
     "engine": 5,
     "generation": 6,
+    "quantise": 6,
     "cli": 7,
 }
 WITHOUT_TORCH = {"errors", "hub", "config", "text", "problems"}

@@ -1,0 +1,1 @@
+"""Post-training quantisation: which matrix in which format, how it is rounded, what is lost."""
