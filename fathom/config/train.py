@@ -8,13 +8,13 @@ the data parts mean is `config/data.py`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fathom.config.data import DataConfig
 from fathom.config.model import ModelConfig
-from fathom.config.strict import Strict
+from fathom.config.strict import Strict, nearest
 
 
 class OptimConfig(Strict):
@@ -135,6 +135,50 @@ class MtpConfig(Strict):
     """Whether its gradient stops before the backbone, the embedding and the head."""
 
 
+PRECISIONS = ("fp32", "bf16", "nano-bf16", "nano-nvfp4", "super-nvfp4", "ultra-nvfp4", "mxfp8")
+"""The tables of `model/precision.py` that a run can name."""
+
+
+def _known(precision: str | dict[str, str]) -> str | dict[str, str]:
+    """Refuse a table that nobody knows; patterns of one's own are looked at with the model."""
+    name = precision if isinstance(precision, str) else precision.get("base", PRECISIONS[0])
+    if name not in PRECISIONS:
+        raise ValueError(
+            f"there is no precision {name!r}; known are {', '.join(PRECISIONS)}"
+            f".{nearest(name, PRECISIONS)}"
+        )
+    return precision
+
+
+Precision = Annotated[str | dict[str, str], AfterValidator(_known)]
+"""One of `PRECISIONS`, or patterns of matrices to precisions, such as
+{ base = "super-nvfp4", "last 4" = "bf16" }."""
+
+
+class SwitchConfig(Strict):
+    """Another precision for the rest of a run."""
+
+    step: int = Field(gt=0)
+    """The first step in it; what is left of the run at the end of a decay recovers most of what
+    four bits cost (arXiv 2509.25149, section 5)."""
+    precision: Precision
+    """What holds from then on."""
+
+
+class Nvfp4Config(Strict):
+    """What training in NVFP4 does to operands; all three are on in the family's recipes."""
+
+    tiles: bool = True
+    """Whether 16 x 16 weights share a block scale, so that both directions see one weight."""
+    stochastic: bool = True
+    """Whether gradients are rounded by lot."""
+    transform: bool = True
+    """Whether operands of the weight gradient pass a random Hadamard transform."""
+    health_every: int = Field(default=100, gt=0)
+    """Steps between two that report what rounding loses: shares of values and of weight
+    gradients that are exactly zero."""
+
+
 class TrainConfig(Strict):
     """One training run."""
 
@@ -157,8 +201,12 @@ class TrainConfig(Strict):
     minutes: float | None = Field(default=None, gt=0)
     """Length of the run in minutes, instead of steps: the first steps are timed, and the number
     of steps is fixed then and kept with the run, so that nothing later depends on a clock."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the matrices; master weights are fp32 in both."""
+    precision: Precision = "fp32"
+    """Arithmetic of the matrices; master weights are fp32 in all of them."""
+    precision_switch: SwitchConfig | None = None
+    """Another arithmetic from some step on; None: one for the whole run."""
+    nvfp4: Nvfp4Config = Field(default_factory=Nvfp4Config)
+    """How training in NVFP4 rounds; without effect on other precisions."""
     gradient_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass, which saves their memory."""
     evaluate_every: int = Field(default=100, gt=0)
@@ -199,8 +247,18 @@ class TrainConfig(Strict):
                 f"{self.data.max_length} tokens; make one larger or the other smaller"
             )
 
+    def precision_at(self, step: int) -> Precision:
+        """The precision of a step, counted from 0."""
+        switch = self.precision_switch
+        return self.precision if switch is None or step < switch.step else switch.precision
+
     def _fits_steps(self, steps: int) -> None:
         """Refuse phases that are longer than the run."""
+        if self.precision_switch is not None and self.precision_switch.step >= steps:
+            raise ValueError(
+                f"precision_switch.step = {self.precision_switch.step} is never reached in a run "
+                f"of {steps} steps"
+            )
         warmup = self.schedule.warmup
         if warmup >= steps:
             raise ValueError(
@@ -220,10 +278,14 @@ class TrainConfig(Strict):
 
 
 __all__ = [
+    "PRECISIONS",
     "BalanceConfig",
     "BatchConfig",
     "MtpConfig",
+    "Nvfp4Config",
     "OptimConfig",
+    "Precision",
     "ScheduleConfig",
+    "SwitchConfig",
     "TrainConfig",
 ]

@@ -14,6 +14,7 @@ from fathom.model.precision import Linear, Matrices
 from fathom.ops import experts
 from fathom.ops.layout import Layout
 from fathom.ops.linear import PackedStack, Precision
+from fathom.ops.nvfp4 import Quantiser
 
 
 class Router(nn.Module):
@@ -106,6 +107,7 @@ class Experts(Matrices):
         self.down = nn.Parameter(torch.empty(down, dtype=dtype, device=device))
         self.packed: tuple[PackedStack, PackedStack] | None = None
         self.precision: Precision = "stored"
+        self.quantisers: tuple[Quantiser, Quantiser] | None = None
 
     def forward(self, x_TD: Tensor, chosen_TK: Tensor, weights_TK: Tensor) -> Tensor:
         """[T, D] -> [T, D]."""
@@ -113,6 +115,10 @@ class Experts(Matrices):
             return experts.packed_experts(x_TD, *self.packed, chosen_TK, weights_TK, self.precision)
         assert self.up is not None
         assert self.down is not None
+        if self.quantisers is not None:
+            return experts.quantised_experts(
+                x_TD, self.up, self.down, chosen_TK, weights_TK, self.quantisers
+            )
         return experts.experts(x_TD, self.up, self.down, chosen_TK, weights_TK)
 
     def pack(self, packed: tuple[PackedStack, PackedStack] | None = None) -> None:

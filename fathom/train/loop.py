@@ -21,13 +21,15 @@ from fathom.data.batch import Batch
 from fathom.data.feed import Feed
 from fathom.errors import TrainingError
 from fathom.model.nemotron import Nemotron
+from fathom.model.precision import Matrices
+from fathom.ops.nvfp4 import Rounding
 from fathom.train.heldout import HeldOut, evaluate
 from fathom.train.interrupt import Interrupts
 from fathom.train.objective import depths_of, loss, totals
 from fathom.train.report import Kind, Metrics, Report, silence
 from fathom.train.schedule import micro_batches, multiplier, steps_in_time
 from fathom.train.state import State
-from fathom.train.step import apply, gradients, prepare
+from fathom.train.step import apply, gradients, health, prepare
 
 TIMED_STEPS, TIMED_SHARE, KEPT_BACK = 5, 0.05, 0.02
 """A run on the clock is timed for this many steps and this share of its minutes at least; the last
@@ -84,7 +86,9 @@ class _Loop:
         run: Run | None,
         report: Report,
     ) -> None:
-        prepare(model, config)
+        self.rounding = Rounding(config.seed)
+        prepare(model, config, self.rounding)
+        self.prepared = config.precision_at(0)
         self.config, self.model, self.run, self.report = config, model, run, report
         self.device = model.embedding.weight.device
         self.heldout = {
@@ -144,11 +148,14 @@ class _Loop:
     def step(self) -> None:
         """Make one optimizer step and report it."""
         config, state, began = self.config, self.state, time.perf_counter()
+        watched = self.round_anew()
         sizes = micro_batches(config.batch, self.progress.step)
         batches = [on_device(state.feed.next(tokens), self.device) for tokens in sizes]
         total = totals(batches, self.depths)
         objective = partial(loss, self.model, config=config, total=total)
-        found = gradients(state.optimizer, batches, objective, config.optim.clip)
+        clip = config.optim.clip
+        found = gradients(state.optimizer, batches, objective, clip, self.rounding)
+        lost = health(self.model, self.rounding) if watched else {}
         scale = multiplier(config.schedule, self.progress.step, self.progress.steps)
         tokens = sum(batch.tokens for batch in batches)
         with self.interrupts.held():
@@ -157,7 +164,7 @@ class _Loop:
             state.commit(tokens=tokens, seconds=seconds, moved=moved)
         values = {"lr": config.optim.lr * scale, "tokens": self.progress.tokens}
         values |= {"seconds": seconds, "tokens_per_second": tokens / seconds}
-        self.tell("step" if moved else "skipped", values | found.values)
+        self.tell("step" if moved else "skipped", values | found.values | lost)
         if self.progress.skipped >= config.skip_limit:
             good = self.saved[1] if self.saved else "none, nothing was saved yet"
             raise TrainingError(
@@ -165,6 +172,20 @@ class _Loop:
                 f"loss or gradient that is not finite and were skipped. The last good checkpoint "
                 f"is {good}. Go on from there with a lower optim.lr or other data."
             )
+
+    def round_anew(self) -> bool:
+        """Bring precision and random numbers to the step that begins; return whether to watch."""
+        step, precision = self.progress.step, self.config.precision_at(self.progress.step)
+        if precision != self.prepared:
+            prepare(self.model, self.config, self.rounding, step)
+            self.prepared = precision
+        self.rounding.move(step, 0)
+        watched = step % self.config.nvfp4.health_every == 0 and any(
+            isinstance(part, Matrices) and part.quantisers for part in self.model.modules()
+        )
+        if watched:
+            self.rounding.listen()
+        return watched
 
     def plan(self) -> None:
         """Fix the length of a run on the clock, once enough of it was timed."""

@@ -15,7 +15,8 @@ from torch import Tensor
 from fathom.config.train import TrainConfig
 from fathom.data.batch import Batch
 from fathom.model.nemotron import Nemotron
-from fathom.model.precision import lay
+from fathom.model.precision import Matrices, lay
+from fathom.ops.nvfp4 import Recipe, Rounding
 from fathom.train import balance
 from fathom.train.objective import Losses
 from fathom.train.optim import Optimizer
@@ -53,9 +54,16 @@ class Gradients:
         return values | balance.metrics(self.loads)
 
 
-def prepare(model: Nemotron, config: TrainConfig) -> None:
-    """Lay what a recipe says about precision, memory and balance over a model."""
-    lay(model, config.precision)
+def prepare(
+    model: Nemotron, config: TrainConfig, rounding: Rounding | None = None, step: int = 0
+) -> None:
+    """Lay what a recipe says about precision (at `step`), memory and balance over a model.
+
+    `rounding` holds the random numbers of training in NVFP4.
+    """
+    own = config.nvfp4
+    recipe = Recipe(tiles=own.tiles, stochastic=own.stochastic, transform=own.transform)
+    lay(model, config.precision_at(step), rounding, recipe)
     model.gradient_checkpointing = config.gradient_checkpointing
     for router in model.routers():
         router.balance_weight = config.balance.loss if config.balance.on else 0.0
@@ -66,14 +74,18 @@ def gradients(
     batches: Sequence[Batch],
     objective: Callable[[Batch], Losses],
     clip: float,
+    rounding: Rounding | None = None,
 ) -> Gradients:
     """Run forward and backward over the micro-batches of one step and clip the gradients.
 
-    `objective` returns a micro-batch's share of the step's loss; `clip` 0 leaves gradients be.
+    `objective` returns a micro-batch's share of the step's loss; `clip` 0 leaves gradients be;
+    `rounding` stands at the step and is moved on through its micro-batches.
     """
     optimizer.zero()
     shares = []
-    for batch in batches:
+    for micro, batch in enumerate(batches):
+        if rounding is not None:
+            rounding.move(rounding.step, micro)
         losses = objective(batch)
         losses.total.backward()
         shares.append(losses)
@@ -98,6 +110,26 @@ def gradients(
     )
 
 
+def health(model: Nemotron, rounding: Rounding) -> dict[str, float]:
+    """What rounding lost in a step that was listened to, while its gradients still lie there.
+
+    Shares of activations, gradients and weights that became zero, and of the weight gradients of
+    matrices in four or eight bits that are exactly zero: of all, and of the worst matrix.
+    """
+    zeros = [
+        (int((weight.grad == 0).sum()), weight.numel())
+        for part in model.modules()
+        if isinstance(part, Matrices) and part.quantisers is not None
+        for weight in part.parameters(recurse=False)
+        if weight.grad is not None
+    ]
+    found = {f"rounding/{name}": share for name, share in rounding.heard().items()}
+    if zeros:
+        found["rounding/zero_gradients"] = sum(z for z, _ in zeros) / sum(n for _, n in zeros)
+        found["rounding/zero_gradients_worst"] = max(z / n for z, n in zeros)
+    return found
+
+
 def apply(
     model: Nemotron,
     optimizer: Optimizer,
@@ -118,4 +150,4 @@ def apply(
     return found.finite
 
 
-__all__ = ["Gradients", "apply", "gradients", "prepare"]
+__all__ = ["Gradients", "apply", "gradients", "health", "prepare"]

@@ -45,6 +45,7 @@ int main() {
     check_attend(draw);
     check_step(draw);
     check_draw(draw);
+    check_nvfp4(draw);
   }
   std::printf("%s: %d of %d comparisons wrong\n", tier, tally.wrong, tally.compared);
   return tally.wrong ? 1 : 0;

@@ -142,5 +142,6 @@ void check_ssd(Draw& draw);
 void check_attend(Draw& draw);
 void check_step(Draw& draw);
 void check_draw(Draw& draw);
+void check_nvfp4(Draw& draw);
 
 }  // namespace FATHOM_TIER

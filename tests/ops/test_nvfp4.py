@@ -6,7 +6,7 @@ import torch
 
 from fathom.errors import KernelError
 from fathom.ops import nvfp4
-from fathom.ops.nvfp4.reference import PIECE, VALUES, _e2m1, _encode_factor
+from fathom.ops.nvfp4.reference import PIECE, VALUES, e2m1, encode_factor
 
 GOLDEN = [0, -0.0, 0.1, -0.1, 0.25, 0.26, 0.5, 0.75, 1, -1.25, 1.75, 2.5, -3.5, 5, -5.1, 6]
 
@@ -17,21 +17,21 @@ def codes_of(packed: torch.Tensor) -> torch.Tensor:
 
 def test_every_code_is_the_code_of_its_value():
     values = torch.tensor(VALUES)
-    assert _e2m1(values).tolist() == list(range(8))
-    assert _e2m1(-values).tolist() == [0, *range(9, 16)]
+    assert e2m1(values).tolist() == list(range(8))
+    assert e2m1(-values).tolist() == [0, *range(9, 16)]
 
 
 def test_ties_go_to_the_even_code():
     ties = {0.25: 0, 0.75: 1, 1.25: 1, 1.75: 2, 2.5: 2, 3.5: 4, 5.0: 4}
     given, wanted = torch.tensor(list(ties)), torch.tensor(list(ties.values())).float()
-    assert torch.equal(torch.tensor(VALUES)[_e2m1(given).int()], wanted)
+    assert torch.equal(torch.tensor(VALUES)[e2m1(given).int()], wanted)
     beside = torch.nextafter(given, torch.tensor(9.0)), torch.nextafter(given, torch.tensor(0.0))
-    assert _e2m1(beside[0]).tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert _e2m1(beside[1]).tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert e2m1(beside[0]).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert e2m1(beside[1]).tolist() == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_small_negatives_keep_their_sign_and_negative_zero_does_not():
-    assert _e2m1(torch.tensor([-0.1, -0.0, 0.0])).tolist() == [8, 0, 0]
+    assert e2m1(torch.tensor([-0.1, -0.0, 0.0])).tolist() == [8, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_factors_are_divided_once_in_fp32():
     peaks = torch.rand(10_000, generator=torch.Generator().manual_seed(3)) * 0.2 + 0.01
     exact = peaks.numpy()
     wanted = numpy.float32(2688) / exact
-    assert (_encode_factor(peaks).numpy() == wanted).all()
-    alone = [_encode_factor(peak).item() for peak in peaks[:100]]
+    assert (encode_factor(peaks).numpy() == wanted).all()
+    alone = [encode_factor(peak).item() for peak in peaks[:100]]
     assert alone == wanted[:100].tolist()
     assert (nvfp4.tensor_scale(peaks).numpy() == exact / numpy.float32(2688)).all()
     assert (nvfp4.tensor_scale_fp8(peaks).numpy() == exact / numpy.float32(448)).all()

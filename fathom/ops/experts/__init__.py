@@ -11,8 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fathom.ops import dispatch, native
-from fathom.ops.experts import cpu, eager, reference, routing_cpu
+from fathom.ops.experts import cpu, eager, quantised, reference, routing_cpu
 from fathom.ops.linear import PackedStack, Precision, rounds_rows
+from fathom.ops.nvfp4 import Quantiser
 
 OPERATION = dispatch.in_torch("experts", eager, reference)
 """The backends of the experts themselves."""
@@ -63,6 +64,22 @@ def experts(
     return result
 
 
+def quantised_experts(
+    x_TD: Float[Tensor, "T D"],
+    up_EID: Float[Tensor, "E I D"],
+    down_EDI: Float[Tensor, "E D I"],
+    chosen_TK: Int[Tensor, "T K"],
+    weights_TK: Float[Tensor, "T K"],
+    quantisers: tuple[Quantiser, Quantiser],
+) -> Float[Tensor, "T D"]:
+    """`experts` with operands in four or eight bits, rounded by the quantisers of up and of down.
+
+    Each expert's weights and rows have a scale of their own; the weights of the choice are
+    multiplied into down's rows before they are rounded.
+    """
+    return quantised.quantised_experts(x_TD, up_EID, down_EDI, chosen_TK, weights_TK, quantisers)
+
+
 def packed_experts(
     x_TD: Float[Tensor, "T D"],
     up: PackedStack,
@@ -96,6 +113,7 @@ __all__ = [
     "ROUTE",
     "experts",
     "packed_experts",
+    "quantised_experts",
     "route",
     "squared_relu",
 ]

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from fathom.ops.experts.reference import packed_experts, route
 
 
-def _grouped(rows: Tensor, weight_Eab: Tensor, ends_E: Tensor) -> Tensor:
+def grouped(rows: Tensor, weight_Eab: Tensor, ends_E: Tensor) -> Tensor:
     """rows [R, a] times each expert's [a, b]; `ends_E` (int32) says where its rows end."""
-    if rows.shape[1] % 4 == 0 and weight_Eab.shape[2] % 4 == 0:
+    even = 16 // rows.element_size()
+    if rows.shape[1] % even == 0 and weight_Eab.shape[2] % even == 0:
         return F.grouped_mm(rows, weight_Eab, offs=ends_E)
     # grouped_mm wants strides of 16 bytes; odd widths, which no official size has, go one by one
     out = rows.new_empty(rows.shape[0], weight_Eab.shape[2])
@@ -29,7 +30,7 @@ def _grouped(rows: Tensor, weight_Eab: Tensor, ends_E: Tensor) -> Tensor:
     return out
 
 
-def _outer(left: Tensor, right: Tensor, ends_E: Tensor) -> Tensor:
+def outer(left: Tensor, right: Tensor, ends_E: Tensor) -> Tensor:
     """left [R, a] and right [R, b] -> for each expert left' right over its rows, [E, a, b]."""
     if left.shape[1] % 4 == 0 and right.shape[1] % 4 == 0:
         return F.grouped_mm(left.T, right, offs=ends_E)
@@ -37,7 +38,7 @@ def _outer(left: Tensor, right: Tensor, ends_E: Tensor) -> Tensor:
     return torch.stack([left[a:b].T @ right[a:b] for a, b in itertools.pairwise(begins)])
 
 
-class _Sorted:
+class Sorted:
     """Copies of the tokens, one per chosen expert, in the order of the experts."""
 
     def __init__(self, chosen_TK: Tensor, experts: int) -> None:
@@ -72,11 +73,11 @@ class _Experts(torch.autograd.Function):
         kept: torch.dtype,
     ) -> Tensor:
         """Sort, multiply, square, multiply, bring back."""
-        rows = _Sorted(chosen, up.shape[0])
-        hidden = _grouped(x.index_select(0, rows.token_R), up.transpose(1, 2), rows.ends_E).relu_()
+        rows = Sorted(chosen, up.shape[0])
+        hidden = grouped(x.index_select(0, rows.token_R), up.transpose(1, 2), rows.ends_E).relu_()
         weight_R = weights.reshape(-1).index_select(0, rows.order_R)
         squared = hidden.square().to(kept).float().mul_(weight_R[:, None])
-        y = rows.sum_of_copies(_grouped(squared, down.transpose(1, 2), rows.ends_E))
+        y = rows.sum_of_copies(grouped(squared, down.transpose(1, 2), rows.ends_E))
         ctx.rows, ctx.kept = rows, kept
         ctx.save_for_backward(x, up, down, weight_R, hidden)
         return y
@@ -86,15 +87,15 @@ class _Experts(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, up, down and weights."""
         x, up, down, weight_R, hidden = ctx.saved_tensors
-        rows: _Sorted = ctx.rows
+        rows: Sorted = ctx.rows
         dy_R = dy.index_select(0, rows.token_R)
         squared = hidden.square().to(ctx.kept).float()
-        dsquared = _grouped(dy_R, down, rows.ends_E)
+        dsquared = grouped(dy_R, down, rows.ends_E)
         dweights = torch.linalg.vecdot(dsquared, squared).index_select(0, rows.place_R)
-        ddown = _outer(dy_R, squared.mul_(weight_R[:, None]), rows.ends_E)
+        ddown = outer(dy_R, squared.mul_(weight_R[:, None]), rows.ends_E)
         dhidden = dsquared.mul_(hidden).mul_(weight_R.mul(2)[:, None])
-        dup = _outer(dhidden, x.index_select(0, rows.token_R), rows.ends_E)
-        dx = rows.sum_of_copies(_grouped(dhidden, up, rows.ends_E))
+        dup = outer(dhidden, x.index_select(0, rows.token_R), rows.ends_E)
+        dx = rows.sum_of_copies(grouped(dhidden, up, rows.ends_E))
         return dx, dup, ddown, None, dweights.view(rows.shape), None
 
 
@@ -140,4 +141,12 @@ def experts(
     return y.to(x_TD.dtype)
 
 
-__all__ = ["experts", "packed_experts", "route", "squared_relu"]
+__all__ = [
+    "Sorted",
+    "experts",
+    "grouped",
+    "outer",
+    "packed_experts",
+    "route",
+    "squared_relu",
+]

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from fathom.errors import KernelError
 from fathom.ops import dispatch, native
-from fathom.ops.linear import cpu, eager, reference
+from fathom.ops.linear import cpu, eager, quantised, reference
 from fathom.ops.linear.eager import multiplies_bf16
 from fathom.ops.linear.packed import Format, Packed, PackedStack
+from fathom.ops.nvfp4 import Quantiser
 
-Precision = Literal["stored", "bf16", "w4a8"]
+Precision = Literal["stored", "bf16", "w4a8", "nvfp4", "mxfp8"]
 """`stored`: operands as they are. `bf16`: operands, result and gradient rounded to BF16.
-`w4a8`: rows rounded to int8 (one scale a row) where weights are NVFP4, `stored` elsewhere."""
+`w4a8`: rows rounded to int8 (one scale a row) where weights are NVFP4, `stored` elsewhere.
+`nvfp4`, `mxfp8`: training whose three products have operands in that format."""
 
 OPERATION = dispatch.in_torch("linear", eager, reference)
 """The backends of products with plain weights."""
@@ -41,9 +43,24 @@ def linear(
         )
     if precision == "w4a8":
         raise KernelError("linear: w4a8 needs packed NVFP4 weights; this matrix is plain.")
+    if precision in ("nvfp4", "mxfp8"):
+        raise KernelError(f"linear: {precision} needs a quantiser; call quantised_linear.")
     backend = OPERATION.choose(dispatch.Case.of(x_TI)).module
     result: Tensor = backend.linear(x_TI, weight_OI, precision)
     return result
+
+
+def quantised_linear(
+    x_TI: Float[Tensor, "T I"], weight_OI: Float[Tensor, "O I"], quantiser: Quantiser
+) -> Float[Tensor, "T O"]:
+    """x weight' of x's type, its operands and those of both gradients rounded by `quantiser`.
+
+    T, I and O may be anything: blocks are filled up with zeros.
+
+    Raises:
+        KernelError: gradients are wanted, rounded by lot, and nobody holds the random numbers.
+    """
+    return quantised.quantised_linear(x_TI, weight_OI, quantiser)
 
 
 def rounds_rows(format: Format, precision: Precision) -> bool:
@@ -74,5 +91,6 @@ __all__ = [
     "linear",
     "multiplies_bf16",
     "packed_linear",
+    "quantised_linear",
     "rounds_rows",
 ]

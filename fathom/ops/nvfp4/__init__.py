@@ -1,10 +1,13 @@
-"""Weights in four bits (NVFP4) and in eight (FP8 with one scale), encoded and decoded.
+"""Four bits (NVFP4) and eight (FP8, MXFP8): weights encoded and decoded, training's operands.
 
-Promise: rounding is to nearest and in one order of operations, so the same weight has the same
-bytes on every machine. Products with such weights are `ops/linear` and `ops/experts`; how files
-store them is `checkpoint/`.
+Promise: rounding is in one order of operations, so the same matrix has the same bytes on every
+machine; what is rounded by lot is a function of a key and a place. Products with such matrices are
+`ops/linear` and `ops/experts`; how files store them is `checkpoint/`.
 """
 
+from fathom.ops.nvfp4.four_over_six import quantise_four_over_six
+from fathom.ops.nvfp4.operands import MX_BLOCK, Copy, Groups, Operands
+from fathom.ops.nvfp4.philox import Key
 from fathom.ops.nvfp4.reference import (
     BLOCK,
     Quantised,
@@ -18,17 +21,46 @@ from fathom.ops.nvfp4.reference import (
     tensor_scale,
     tensor_scale_fp8,
 )
+from fathom.ops.nvfp4.swizzle import swizzle, unswizzle
+from fathom.ops.nvfp4.training import (
+    OPERATION,
+    Quantiser,
+    Recipe,
+    Rounding,
+    Weight,
+    mxfp8_operands,
+    operands,
+    scaled,
+    weight_operands,
+)
 
 __all__ = [
     "BLOCK",
+    "MX_BLOCK",
+    "OPERATION",
+    "Copy",
+    "Groups",
+    "Key",
+    "Operands",
     "Quantised",
+    "Quantiser",
+    "Recipe",
+    "Rounding",
+    "Weight",
     "dequantise",
     "dequantise_fp8",
     "encode",
     "encode_fp8",
     "largest",
+    "mxfp8_operands",
+    "operands",
     "quantise",
+    "quantise_four_over_six",
     "quantise_fp8",
+    "scaled",
+    "swizzle",
     "tensor_scale",
     "tensor_scale_fp8",
+    "unswizzle",
+    "weight_operands",
 ]

@@ -52,7 +52,7 @@ def largest(weight: Float[Tensor, "*B O I"]) -> Float[Tensor, "*B"]:
     return found
 
 
-def _encode_factor(amax: Tensor) -> Tensor:
+def encode_factor(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """S of step 1 for fp32 magnitudes: 2688 / A, capped; 1 for a matrix of zeros."""
     # tensor by tensor: torch computes number / tensor as a product with a rounded reciprocal
     factor = torch.div(amax.new_tensor(E2M1_MAX * E4M3_MAX), amax).clamp_max(FLOAT_MAX)
@@ -61,7 +61,7 @@ def _encode_factor(amax: Tensor) -> Tensor:
 
 def tensor_scale(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     """The fp32 scale of NVFP4 matrices with these largest magnitudes: A / 2688, and 1 for 0."""
-    factor = _encode_factor(amax)
+    factor = encode_factor(amax)
     exact = amax / amax.new_tensor(E2M1_MAX * E4M3_MAX)
     return torch.where((amax == 0) | (factor == FLOAT_MAX), 1 / factor, exact)
 
@@ -72,7 +72,7 @@ def tensor_scale_fp8(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
     return torch.where(scale == 0, 1.0, scale)
 
 
-def _e2m1(y: Tensor) -> Tensor:
+def e2m1(y: Tensor) -> Tensor:
     """Codes (uint8) of values in [-6, 6], to nearest, ties to the even code; -0 becomes 0.
 
     The grid has steps of 1/2 up to 2, of 1 up to 4, of 2 up to 6. Counted in its own steps each
@@ -85,6 +85,15 @@ def _e2m1(y: Tensor) -> Tensor:
     return code.to(torch.uint8).add_((y < 0).to(torch.uint8), alpha=8)
 
 
+def whole_blocks(columns: int) -> None:
+    """Raise `KernelError` unless a row is made of whole blocks."""
+    if columns % BLOCK:
+        raise KernelError(
+            f"nvfp4: a row of {columns} weights is not made of whole blocks of {BLOCK}; keep this "
+            f"matrix in another format."
+        )
+
+
 def encode(
     rows_RI: Float[Tensor, "R I"], amax: Float[Tensor, ""]
 ) -> tuple[UInt8[Tensor, "R I2"], Float8e4m3fn[Tensor, "R I16"]]:
@@ -94,12 +103,8 @@ def encode(
         KernelError: the rows are not whole blocks of 16.
     """
     rows, columns = rows_RI.shape
-    if columns % BLOCK:
-        raise KernelError(
-            f"nvfp4: a row of {columns} weights is not made of whole blocks of {BLOCK}; keep this "
-            f"matrix in another format."
-        )
-    factor = _encode_factor(amax)
+    whole_blocks(columns)
+    factor = encode_factor(amax)
     codes = torch.empty(rows, columns // 2, dtype=torch.uint8, device=rows_RI.device)
     shape = (rows, columns // BLOCK)
     scales = torch.empty(shape, dtype=torch.float8_e4m3fn, device=rows_RI.device)
@@ -111,7 +116,7 @@ def encode(
         scales[part] = (peaks * (factor * (1 / E2M1_MAX))).clamp_(max=E4M3_MAX).to(scales.dtype)
         own = (1 / (scales[part].float() * (1 / factor))).clamp_(max=FLOAT_MAX)
         y = (blocks * own[..., None]).clamp_(-E2M1_MAX, E2M1_MAX)
-        code = _e2m1(y).view(-1, columns // 2, 2)
+        code = e2m1(y).view(-1, columns // 2, 2)
         codes[part] = code[..., 0] | (code[..., 1] << 4)
     return codes, scales
 
@@ -188,11 +193,14 @@ __all__ = [
     "Quantised",
     "dequantise",
     "dequantise_fp8",
+    "e2m1",
     "encode",
+    "encode_factor",
     "encode_fp8",
     "largest",
     "quantise",
     "quantise_fp8",
     "tensor_scale",
     "tensor_scale_fp8",
+    "whole_blocks",
 ]

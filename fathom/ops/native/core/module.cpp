@@ -36,4 +36,5 @@ NB_MODULE(FATHOM_MODULE, m) {
   bind_attend(m);
   bind_step(m);
   bind_draw(m);
+  bind_nvfp4(m);
 }

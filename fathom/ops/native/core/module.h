@@ -20,6 +20,7 @@ void bind_route(nb::module_& m);
 void bind_attend(nb::module_& m);
 void bind_step(nb::module_& m);
 void bind_draw(nb::module_& m);
+void bind_nvfp4(nb::module_& m);
 
 // Bind kernel F under `name`: recorded by tapes, without the interpreter's lock.
 template <auto F, class... Extra>
