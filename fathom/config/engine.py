@@ -23,6 +23,9 @@ class EngineConfig(Strict):
     and four thousand a sequence at least. The room is taken from the system as it is used."""
     kv: Literal["model", "bf16", "fp8"] = "model"
     """What keys and values are stored as; "model": the model's own type."""
+    state: Literal["fp32", "fp16"] = "fp32"
+    """What the recurrent states of running requests are stored as; fp16 is rounded by chance at
+    every token, so that small updates are not lost."""
     chunk: int = Field(default=512, ge=1)
     """Most prompt tokens that a step reads beside its decoding."""
     readers: int = Field(default=8, ge=1)

@@ -17,6 +17,7 @@ from fathom.errors import RequestError
 from fathom.model.memory import AttentionMemory, Held, MambaMemory, Memory
 from fathom.model.nemotron import Nemotron
 from fathom.ops.attend.pages import PAGE
+from fathom.ops.ssd import nearest
 
 HISTORY = 4096
 """Tokens that the MTP head remembers of a request; beyond, it begins anew. It has no positions and
@@ -24,6 +25,9 @@ reads hidden states that know what came before, so that costs little."""
 
 KV_DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 """What keys and values may be stored as, beside the model's own type."""
+
+STATE_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+"""What the rows' states may be stored as; those of prompts, read or kept for reuse, are fp32."""
 
 
 def pages_for(tokens: int) -> int:
@@ -113,6 +117,7 @@ class Slots:
         count, device = config.sequences, weight.device
         self.table_SB = torch.full((count, wide), -1, dtype=torch.int32, device=device)
         kinds = {"dtype": weight.dtype, "kv_dtype": KV_DTYPES.get(config.kv, weight.dtype)}
+        kinds["state_dtype"] = STATE_DTYPES[config.state]
         mixers = [shape.mixer(index) for index in range(len(shape.pattern))]
         self.memory = Memory.paged(mixers, self.table_SB, self.pool.count, begun=False, **kinds)
         self.head: Memory | None = None
@@ -171,7 +176,9 @@ class Slots:
     def begun(self) -> State:
         """The state of a sequence that has not begun."""
         layers = self.read(0).layers
-        return State([x and (torch.zeros_like(x[0]), torch.zeros_like(x[1])) for x in layers])
+        return State(
+            [x and (torch.zeros_like(x[0]), torch.zeros_like(x[1]).float()) for x in layers]
+        )
 
     def read(self, slot: int) -> State:
         """The state in a row, as views; `State.copy` keeps it."""
@@ -182,7 +189,7 @@ class Slots:
         for layer, given in zip(self._own, state.layers, strict=True):
             if isinstance(layer, MambaMemory) and given is not None:
                 layer.tail_Skc[slot].copy_(given[0][0])
-                layer.state_SHPN[slot].copy_(given[1][0])
+                layer.state_SHPN[slot].copy_(nearest(given[1][0], layer.state_SHPN.dtype))
         self.give(slot, 0, pages)
         self.memory.past_S[slot] = past
 
@@ -207,22 +214,15 @@ class Slots:
         """A memory of sequences that have no rows: their states copied, their pages as they are."""
         device = self.table_SB.device
         table_SB = torch.full((len(pages), max(map(len, pages))), -1, dtype=torch.int32)
-        for row, own in zip(table_SB, pages, strict=True):
-            row[: len(own)] = torch.tensor(own, dtype=torch.int32)
+        for row, given in zip(table_SB, pages, strict=True):
+            row[: len(given)] = torch.tensor(given, dtype=torch.int32)
         past_S = torch.tensor(list(past), dtype=torch.int32, device=device)
         layers: list[MambaMemory | None] = []
-        for index, layer in enumerate(self._own):
-            if not isinstance(layer, MambaMemory):
-                layers.append(None)
-                continue
-            own_layers = [state.layers[index] for state in states]
-            both = [layer for layer in own_layers if layer is not None]
-            layers.append(
-                MambaMemory(torch.cat([x for x, _ in both]), torch.cat([y for _, y in both]))
-            )
-        whole = Memory(
-            self.memory.layers, list(past), past_S, table_SB.to(device), [0] * len(pages)
-        )
+        for own in zip(*(state.layers for state in states), strict=True):
+            both = [layer for layer in own if layer is not None]
+            tails, rows = [tail for tail, _ in both], [state for _, state in both]
+            layers.append(MambaMemory(torch.cat(tails), torch.cat(rows)) if both else None)
+        whole = Memory(self._own, list(past), past_S, table_SB.to(device), [0] * len(pages))
         return whole.part(layers, slice(None))
 
     def copy_page(self, source: int, target: int) -> None:
@@ -238,7 +238,7 @@ class Slots:
 
 
 def _rows(layer: MambaMemory, rows: slice) -> MambaMemory:
-    return MambaMemory(layer.tail_Skc[rows], layer.state_SHPN[rows])
+    return replace(layer, tail_Skc=layer.tail_Skc[rows], state_SHPN=layer.state_SHPN[rows])
 
 
 def _bytes(pool: Tensor) -> Tensor:
@@ -246,4 +246,4 @@ def _bytes(pool: Tensor) -> Tensor:
     return pool.view(torch.uint8) if pool.element_size() == 1 else pool
 
 
-__all__ = ["KV_DTYPES", "PagePool", "Slots", "State", "pages_for"]
+__all__ = ["KV_DTYPES", "STATE_DTYPES", "PagePool", "Slots", "State", "pages_for"]

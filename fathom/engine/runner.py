@@ -135,13 +135,14 @@ class Runner:
             live.seen += count
             live.head_past += count
             live.drafts = []
-        self._past_S.put([live.seen for live in lives])
         self._ahead_S.put([live.head_past for live in lives])
         for place in range(depth):
             self._ahead[place].set(lives, place)
         call = self._call(f"settle {depth}", len(lives), each)
         call.memory.seen = begun
         logits_SV = call.recorded()
+        # not before: states are moved on from where they were
+        self._past_S.put([live.seen for live in lives])
         if depth > 1:
             return [ids_S.tolist() for ids_S in call.drawn]
         return [drawn_of(logits_SV, call.drawn, self._ahead[0], lives).ids]

@@ -81,13 +81,14 @@ class Mamba(nn.Module):
         A = -self.A_log.float().exp()
         if memory is not None and held is not None:
             held.keep(taken, xBC, dt)
-            y = ssd.peek(x, dt, A, B, C, self.D, layout, memory.state_SHPN)
+            y = ssd.peek(x, dt, A, B, C, self.D, layout, memory.state_SHPN, memory.rounding)
         elif memory is not None and stepping:
-            y = ssd.step_(x, dt, A, B, C, self.D, memory.state_SHPN)
+            y = ssd.step_(x, dt, A, B, C, self.D, memory.state_SHPN, memory.rounding)
         else:
             state = memory.state_SHPN if memory else None
             y, state = ssd.scan(x, dt, A, B, C, self.D, layout, config.chunk, state)
             if memory is not None:
+                state = ssd.nearest(state, memory.state_SHPN.dtype)
                 memory.tail_Skc, memory.state_SHPN = tail, state
         y = norm.gated_norm(y.flatten(-2), z, self.norm_weight, config.groups, self.eps)
         return self.out_proj(y)  # type: ignore[no-any-return]
@@ -99,7 +100,8 @@ class Mamba(nn.Module):
         conv.keep_(memory.tail_Skc, held.taken_Tc[:tokens], layout, counts_S)
         x, B, _ = self._parts(held.given_Tc[:tokens])
         A = -self.A_log.float().exp()
-        ssd.replay(memory.state_SHPN, x, held.dt_TH[:tokens], A, B, layout, counts_S)
+        dt_TH, rounding = held.dt_TH[:tokens], memory.rounding
+        ssd.replay(memory.state_SHPN, x, dt_TH, A, B, layout, counts_S, rounding)
 
     def _parts(self, xBC_Tc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The convolution's output as x [T, H, P], B and C [T, G, N]."""

@@ -19,6 +19,7 @@ from fathom.config.model import AttentionConfig, MambaConfig, MixerConfig, Model
 from fathom.errors import RequestError
 from fathom.ops.attend.pages import PAGE, Pages
 from fathom.ops.layout import Layout
+from fathom.ops.ssd import Rounding
 
 
 @dataclass
@@ -47,9 +48,11 @@ class MambaMemory:
     tail_Skc: Tensor
     """The last k - 1 inputs of the convolution, in the model's type."""
     state_SHPN: Tensor
-    """The recurrent state, fp32."""
+    """The recurrent state, fp32 or fp16."""
     held: Held | None = None
     """Room for the inputs of a call that may be taken back; None: calls are final."""
+    rounding: Rounding | None = None
+    """How a state in fp16 is rounded; its past is the memory's."""
 
     def buffers(self) -> list[Tensor]:
         """What a step writes into, in place."""
@@ -124,7 +127,7 @@ class Memory:
             sequences: how many sequences S.
             capacity: tokens of each sequence for which keys and values have room at first. Up to
                 there nothing moves; beyond, the pool of pages doubles.
-            dtype: type of tails, keys and values: the model's. States are fp32 always.
+            dtype: type of tails, keys and values: the model's. States are fp32.
             device: where it lives.
         """
         each = max(1, -(-capacity // PAGE))
@@ -141,6 +144,7 @@ class Memory:
         *,
         dtype: torch.dtype = torch.float32,
         kv_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype = torch.float32,
         begun: bool = True,
     ) -> "Memory":
         """The same for a row of blocks and a table of pages that the caller gives out.
@@ -151,6 +155,7 @@ class Memory:
             pages: how many pages every attention layer's pool has.
             dtype: type of the convolutions' tails.
             kv_dtype: type of keys and values; None: `dtype`.
+            state_dtype: of recurrent states: fp32, or fp16, rounded by chance at every step.
             begun: False leaves tails and states unset, for a caller who writes them before use, so
                 that rows nobody uses take no memory.
         """
@@ -158,14 +163,15 @@ class Memory:
         make = torch.zeros if begun else torch.empty
         layers: list[MambaMemory | AttentionMemory | None] = []
         past_S = torch.zeros(sequences, dtype=torch.int32, device=device)
-        for mixer in mixers:
+        for index, mixer in enumerate(mixers):
             if isinstance(mixer, MambaConfig):
                 tail = (sequences, mixer.conv - 1, mixer.conv_width)
                 state = (sequences, mixer.heads, mixer.head_width, mixer.state)
                 layers.append(
                     MambaMemory(
                         make(tail, dtype=dtype, device=device),
-                        make(state, dtype=torch.float32, device=device),
+                        make(state, dtype=state_dtype, device=device),
+                        rounding=Rounding(past_S, index) if state_dtype == torch.float16 else None,
                     )
                 )
             elif isinstance(mixer, AttentionConfig):
@@ -194,7 +200,8 @@ class Memory:
         """A memory of some of the sequences that shares this one's pages.
 
         Args:
-            layers: what the Mamba layers remember of them; None elsewhere, one entry a block.
+            layers: what the Mamba layers remember of them; None elsewhere, one entry a block. How
+                states are rounded follows the part's own lengths.
             rows: which sequences; a slice makes views of table and lengths, indices copies.
         """
         table_SB, past_S = self.table_SB[rows], self.past_S[rows]
@@ -203,6 +210,8 @@ class Memory:
             if isinstance(mine, AttentionMemory):
                 pages = replace(mine.pages, table_SB=table_SB, past_S=past_S)
                 own.append(AttentionMemory(pages))
+            elif given is not None and given.rounding is not None:
+                own.append(replace(given, rounding=replace(given.rounding, past_S=past_S)))
             else:
                 own.append(given)
         count, each = table_SB.shape

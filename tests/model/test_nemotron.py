@@ -98,6 +98,24 @@ def test_the_mamba_memory_does_not_grow(tiny, tokens):
     assert memory.past_S.tolist() == [300]
 
 
+def test_states_in_fp16_stay_so_and_say_nearly_the_same(tiny, tokens):
+    mixers = [tiny.config.mixer(index) for index in range(len(tiny.config.pattern))]
+    table_SB = torch.arange(2, dtype=torch.int32).view(2, 1)
+
+    def said(kind):
+        memory = Memory.paged(mixers, table_SB, 2, state_dtype=kind)
+        parts = [tokens[:57], *tokens[57:97].split(2)]
+        layouts = [Layout.of([40, 17]), *[Layout.of([1, 1])] * 20]
+        hidden = [tiny(part, layout, memory) for part, layout in zip(parts, layouts, strict=True)]
+        assert {layer.state_SHPN.dtype for layer in (memory.layers[0], memory.layers[4])} == {kind}
+        return torch.cat(hidden)
+
+    with torch.inference_mode():
+        wide, half = said(torch.float32), said(torch.float16)
+    assert torch.equal(wide[:57], half[:57])
+    assert 0 < (wide - half).abs().max() < 0.01
+
+
 def test_bf16_decodes_what_it_prefills(tiny, tokens):
     model = spread(tiny).to(torch.bfloat16)
     assert all(router.correction_bias.dtype == torch.float32 for router in model.routers())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fathom.ops import attend, conv, draw, experts, linear, native, norm, ssd
+from fathom.ops import attend, conv, draw, experts, linear, native, norm, nvfp4, ssd
 from fathom.ops.attend.cpu import fresh_pages
 from fathom.ops.layout import Layout
 from fathom.ops.linear.packed import Packed, PackedStack
@@ -82,7 +82,9 @@ def calls() -> dict[str, Callable[[], object]]:
     chosen, weights = torch.tensor([[0, 3]] * 5), torch.ones(5, 2)
     heads, B, dt, A, D = drawn(5, 2, 8), drawn(5, 1, 8), torch.rand(5, 2), -torch.ones(2), drawn(2)
     state, counts = torch.zeros(5, 2, 8, 8), torch.ones(5, dtype=torch.int64)
+    half, rounding = state.half(), ssd.Rounding(torch.zeros(5, dtype=torch.int32), 1)
     floats, ones = torch.zeros(4, 8), Layout.of([1] * 5)
+    four = nvfp4.Quantiser(nvfp4.Recipe(), nvfp4.Rounding(0), 0)
     token = [t.detach() for t in (heads, dt, A, B, B, D)]
     return {
         "rms_norm": trained(lambda x, w: norm.rms_norm(x, w, 1e-5), x, weight),
@@ -104,6 +106,9 @@ def calls() -> dict[str, Callable[[], object]]:
         "step": still(lambda: ssd.step_(*token, state)),
         "peek": still(lambda: ssd.peek(*token, ones, state)),
         "replay": still(lambda: ssd.replay(state, *token[:4], ones, counts)),
+        "step in fp16": still(lambda: ssd.step_(*token, half, rounding)),
+        "peek in fp16": still(lambda: ssd.peek(*token, ones, half, rounding)),
+        "replay in fp16": still(lambda: ssd.replay(half, *token[:4], ones, counts, rounding)),
         "kept tails": still(lambda: conv.keep_(torch.zeros(5, 3, 16), x.detach(), ones, counts)),
         "step sizes": trained(ssd.step_sizes, drawn(5, 2), drawn(2)),
         "draw": still(lambda: draws(drawn(2, 400).detach())),
@@ -113,6 +118,8 @@ def calls() -> dict[str, Callable[[], object]]:
         "attend in generation": still(
             lambda: attend.attend(*[t.detach() for t in (k, k, k)], layout)
         ),
+        "nvfp4": trained(lambda x, w: linear.quantised_linear(x, w, four), x, drawn(16, 16)),
+        "mxfp8": still(lambda: nvfp4.mxfp8_operands(plain, torch.float32, torch.bfloat16)),
         "between": lambda: moved(floats, floats.bfloat16(), torch.arange(4)),
         "pages": still(lambda: fresh_pages(k.detach(), layout, torch.float32)),
     }

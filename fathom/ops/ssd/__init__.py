@@ -12,6 +12,7 @@ from torch import Tensor
 from fathom.ops import dispatch, native
 from fathom.ops.layout import Layout
 from fathom.ops.ssd import cpu, eager, reference
+from fathom.ops.ssd.rounding import Rounding, nearest
 
 OPERATION = dispatch.in_torch("ssd", eager, reference, native.backend(cpu))
 """The backends of this operation."""
@@ -42,7 +43,7 @@ def scan(
         D_H: the skip's factor.
         layout: where each sequence begins; its past places the chunk boundaries.
         chunk: tokens between chunk boundaries, counted from each sequence's first token.
-        state_SHPN: fp32 states to begin with.
+        state_SHPN: states to begin with, fp32 or fp16.
 
     Returns:
         y and the fp32 states after each sequence's last token.
@@ -79,10 +80,15 @@ def step_(
     C_SGN: Float[Tensor, "S G N"],
     D_H: Float[Tensor, " H"],
     state_SHPN: Float[Tensor, "S H P N"],
+    rounding: Rounding | None = None,
 ) -> Float[Tensor, "S H P"]:
-    """`step`, with the new states written over the given ones. Returns y alone."""
+    """`step`, with the new states written over the given ones. Returns y alone.
+
+    States may be fp16: they are widened, and what they become is rounded by chance, as `rounding`
+    says, after y was read. fp32 states need none.
+    """
     backend = OPERATION.choose(dispatch.Case.of(x_SHP)).module
-    y_SHP: Tensor = backend.step_(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
+    y_SHP: Tensor = backend.step_(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, rounding)
     return y_SHP
 
 
@@ -95,15 +101,19 @@ def peek(
     D_H: Float[Tensor, " H"],
     layout: Layout,
     state_SHPN: Float[Tensor, "S H P N"],
+    rounding: Rounding | None = None,
 ) -> Float[Tensor, "T H P"]:
     """What `step_` would say for each sequence's tokens one after the other; no state changes.
 
     For the few tokens of a draft, which `replay` takes over once it is known how many stay. In
-    native code y is that of the steps to the bit. No gradients flow.
+    native code y is that of the steps to the bit, their rounding of fp16 states between tokens
+    included. No gradients flow.
     """
     with torch.no_grad():
         backend = OPERATION.choose(dispatch.Case.of(x_THP)).module
-        y_THP: Tensor = backend.peek(x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, state_SHPN)
+        y_THP: Tensor = backend.peek(
+            x_THP, dt_TH, A_H, B_TGN, C_TGN, D_H, layout, state_SHPN, rounding
+        )
     return y_THP
 
 
@@ -115,6 +125,7 @@ def replay(
     B_TGN: Float[Tensor, "T G N"],
     layout: Layout,
     counts_S: Int[Tensor, " S"],
+    rounding: Rounding | None = None,
 ) -> None:
     """Move each sequence's state on by its first `counts_S[s]` tokens, in place.
 
@@ -122,7 +133,7 @@ def replay(
     flow. With the inputs of a draft kept, what is rejected is as if it had never been.
 
     Args:
-        state_SHPN: fp32 states, changed in place.
+        state_SHPN: fp32 or fp16 states, changed in place.
         x_THP: kept inputs.
         dt_TH: their step sizes, fp32.
         A_H: negative decay rates.
@@ -130,10 +141,11 @@ def replay(
         layout: where each sequence's inputs begin.
         counts_S: int32 or int64, from 0 to the sequence's length; more counts as that. It is read
             when the call runs. No input past it changes anything.
+        rounding: of fp16 states; its past is that before the first token of each sequence.
     """
     with torch.no_grad():
         backend = OPERATION.choose(dispatch.Case.of(x_THP)).module
-        backend.replay(state_SHPN, x_THP, dt_TH, A_H, B_TGN, layout, counts_S)
+        backend.replay(state_SHPN, x_THP, dt_TH, A_H, B_TGN, layout, counts_S, rounding)
 
 
 def step_sizes(dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]) -> Float[Tensor, "T H"]:
@@ -143,4 +155,14 @@ def step_sizes(dt_TH: Float[Tensor, "T H"], bias_H: Float[Tensor, " H"]) -> Floa
     return steps_TH
 
 
-__all__ = ["OPERATION", "peek", "replay", "scan", "step", "step_", "step_sizes"]
+__all__ = [
+    "OPERATION",
+    "Rounding",
+    "nearest",
+    "peek",
+    "replay",
+    "scan",
+    "step",
+    "step_",
+    "step_sizes",
+]

@@ -19,6 +19,7 @@ from fathom.ops.layout import Layout
 from fathom.ops.native.tensors import CODES, FLOATS, dense, differentiated, rows
 from fathom.ops.ssd import eager
 from fathom.ops.ssd.chunks import pieces, tile
+from fathom.ops.ssd.rounding import HALF, Rounding, checked
 
 FP32 = torch.float32
 
@@ -35,6 +36,8 @@ def scan(
     state_SHPN: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Run every sequence through the recurrence; see `fathom.ops.ssd.scan`."""
+    if state_SHPN is not None and state_SHPN.dtype == HALF:
+        state_SHPN = state_SHPN.float()
     inputs = (x_THP, dt_TH, A_H.float(), B_TGN, C_TGN, D_H.float(), state_SHPN)
     if differentiated(*inputs):
         y_THP, final_SHPN = _Scan.apply(*inputs, layout, tile(chunk))
@@ -56,7 +59,7 @@ def step(
     if differentiated(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN):
         return eager.step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
     after_SHPN = torch.empty_like(state_SHPN)
-    y_SHP = _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, after_SHPN)
+    y_SHP = _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, after_SHPN, None)
     return y_SHP, after_SHPN
 
 
@@ -68,11 +71,12 @@ def step_(
     C_SGN: Tensor,
     D_H: Tensor,
     state_SHPN: Tensor,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """One token of every sequence, the state in place: one native call."""
     if differentiated(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN):
-        return eager.step_(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
-    return _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, state_SHPN)
+        return eager.step_(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, rounding)
+    return _step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN, state_SHPN, rounding)
 
 
 def peek(
@@ -84,6 +88,7 @@ def peek(
     D_H: Tensor,
     layout: Layout,
     state_SHPN: Tensor,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """What steps would say, the states left alone; see `fathom.ops.ssd.peek`."""
     (_, H, P), (G, N), T, S = x_THP.shape, B_TGN.shape[1:], layout.tokens, layout.sequences
@@ -92,7 +97,7 @@ def peek(
         *_written("ssd.peek", x_THP, dt_TH, A_H, B_TGN, T),
         *_read("ssd.peek", C_TGN, D_H, (T, G, N), H),
         layout.bounds.data_ptr(),
-        dense("ssd.peek: state", state_SHPN, (S, H, P, N), FP32),
+        *_states("ssd.peek", state_SHPN, (S, H, P, N), rounding),
         y_THP.data_ptr(),
         *(S, H, P, G, N),
     )
@@ -107,11 +112,12 @@ def replay(
     B_TGN: Tensor,
     layout: Layout,
     counts_S: Tensor,
+    rounding: Rounding | None = None,
 ) -> None:
     """Move states on by each sequence's first tokens; see `fathom.ops.ssd.replay`."""
     (_, H, P), (G, N), T, S = x_THP.shape, B_TGN.shape[1:], layout.tokens, layout.sequences
     native.kernels().ssd_replay(
-        dense("ssd.replay: state", state_SHPN, (S, H, P, N), FP32),
+        *_states("ssd.replay", state_SHPN, (S, H, P, N), rounding),
         *_written("ssd.replay", x_THP, dt_TH, A_H, B_TGN, T),
         layout.bounds.data_ptr(),
         dense("ssd.replay: counts", counts_S, (S,), torch.int32, torch.int64),
@@ -268,7 +274,15 @@ class _Scan(torch.autograd.Function):
 
 
 def _step(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, before: Tensor, after: Tensor
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    before: Tensor,
+    after: Tensor,
+    rounding: Rounding | None,
 ) -> Tensor:
     """y; the states `before` moved on by one token into `after`, which may be the same."""
     (S, H, P), (G, N) = x.shape, B.shape[1:]
@@ -276,8 +290,8 @@ def _step(
     native.kernels().ssd_step(
         *_written("ssd.step", x, dt, A, B, S),
         *_read("ssd.step", C, D, (S, G, N), H),
-        dense("ssd.step: state", before, (S, H, P, N), FP32),
-        after.data_ptr(),
+        before.data_ptr(),
+        *_states("ssd.step", after, (S, H, P, N), rounding),
         y.data_ptr(),
         *(S, H, P, G, N),
     )
@@ -310,6 +324,17 @@ def _read(
         dense(f"{name}: D", D, (heads,), *FLOATS),
         CODES[D.dtype],
     )
+
+
+def _states(
+    name: str, state: Tensor, shape: tuple[int, int, int, int], rounding: Rounding | None
+) -> tuple[int, int, int]:
+    """The address of states, and of the pasts that they are rounded by with the seed: 0 in fp32."""
+    address = dense(f"{name}: state", state, shape, FP32, HALF)
+    if state.dtype == FP32:
+        return address, 0, 0
+    past_S = checked(rounding).past_S
+    return address, dense(f"{name}: past", past_S, shape[:1], torch.int32), checked(rounding).seed
 
 
 def _step_sizes(dt: Tensor, bias: Tensor) -> Tensor:

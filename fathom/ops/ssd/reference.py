@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fathom.ops.layout import Layout
 from fathom.ops.ssd.chunks import chunks, to_grid, to_stream
+from fathom.ops.ssd.rounding import Rounding, kept
 from fathom.ops.wide import wide
 
 
@@ -89,7 +90,7 @@ def step(
     C_SHN = wide(C_SGN).repeat_interleave(heads_per_group, 1)
     decay_SH = (dt * wide(A_H)).exp()
     written = (dt[..., None] * x)[..., None] * B_SHN[:, :, None, :]
-    state = decay_SH[..., None, None] * state_SHPN + written
+    state = decay_SH[..., None, None] * wide(state_SHPN) + written
     y = (state * C_SHN[:, :, None, :]).sum(-1) + wide(D_H)[:, None] * x
     return y.to(x_SHP.dtype), state
 
@@ -102,10 +103,11 @@ def step_(
     C_SGN: Tensor,
     D_H: Tensor,
     state_SHPN: Tensor,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """One token of every sequence, the state in place; see `fathom.ops.ssd.step_`."""
     y_SHP, after_SHPN = step(x_SHP, dt_SH, A_H, B_SGN, C_SGN, D_H, state_SHPN)
-    state_SHPN.copy_(after_SHPN)
+    state_SHPN.copy_(kept(after_SHPN, state_SHPN.dtype, rounding))
     return y_SHP
 
 
@@ -125,13 +127,13 @@ def peek(
     D_H: Tensor,
     layout: Layout,
     state_SHPN: Tensor,
+    rounding: Rounding | None = None,
 ) -> Tensor:
     """What steps would say, the states left alone; see `fathom.ops.ssd.peek`."""
-    y_THP, now_SHPN = x_THP.new_empty(x_THP.shape), wide(state_SHPN).clone()
-    for own, at in _places(layout, x_THP.device):
-        y_THP[at], now_SHPN[own] = step(
-            x_THP[at], dt_TH[at], A_H, B_TGN[at], C_TGN[at], D_H, now_SHPN[own]
-        )
+    y_THP, now_SHPN = x_THP.new_empty(x_THP.shape), state_SHPN.clone()
+    for place, (own, at) in enumerate(_places(layout, x_THP.device)):
+        y_THP[at], after = step(x_THP[at], dt_TH[at], A_H, B_TGN[at], C_TGN[at], D_H, now_SHPN[own])
+        now_SHPN[own] = kept(after, now_SHPN.dtype, rounding, own, place)
     return y_THP
 
 
@@ -143,12 +145,14 @@ def replay(
     B_TGN: Tensor,
     layout: Layout,
     counts_S: Tensor,
+    rounding: Rounding | None = None,
 ) -> None:
     """Move states on by each sequence's first tokens; see `fathom.ops.ssd.replay`."""
     for place, (own, at) in enumerate(_places(layout, x_THP.device)):
         before = state_SHPN[own]
         # nothing is read out: B stands in the place of C
         _, after = step(x_THP[at], dt_TH[at], A_H, B_TGN[at], B_TGN[at], A_H, before)
+        after = kept(after, before.dtype, rounding, own, place)
         stays = (counts_S[own] > place)[:, None, None, None]
         state_SHPN[own] = torch.where(stays, after.to(before.dtype), before)
 

@@ -46,25 +46,28 @@ void ssd_scan_backward(ScanInputs inputs, ScanSizes sizes, Address dy, Address d
                        Address states, bool has_initial, Address dx, Address ddt, Address dA,
                        Address dB, Address dC, Address dD, Address dinitial);
 
-// One token of S sequences: x [S, H, P], dt fp32 [S, H], B and C [S, G, N], each with rows a step apart;
-// A fp32 [H], D [H]; before and after fp32 [S, H, P, N], which may be one; y [S, H, P] of x's type.
-void ssd_step(Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step, Address A, Address B,
-              int64_t B_step, int B_type, Address C, int64_t C_step, int C_type, Address D,
-              int D_type, Address before, Address after, Address y, int64_t S, int64_t H, int64_t P,
-              int64_t G, int64_t N);
+// States below are fp32 where `past` is 0. Else they are fp16, and past int32 [S] says how many tokens came before
+// each sequence's first, which with the layer's seed decides how new states are rounded (ssd/rounding.h).
 
-// y [T, H, P] of x's type: what the tokens say, continuing from state fp32 [S, H, P, N], which stays as it is.
+// One token of S sequences: x [S, H, P], dt fp32 [S, H], B and C [S, G, N], each with rows a step apart;
+// A fp32 [H], D [H]; before and after [S, H, P, N], which may be one; y [S, H, P] of x's type.
+void ssd_step(Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step, Address A, Address B,
+              int64_t B_step, int B_type, Address C, int64_t C_step, int C_type, Address D, int D_type,
+              Address before, Address after, Address past, uint32_t seed, Address y, int64_t S, int64_t H,
+              int64_t P, int64_t G, int64_t N);
+
+// y [T, H, P] of x's type: what the tokens say, continuing from state [S, H, P, N], which stays as it is.
 // x [T, H, P], dt fp32 [T, H], B and C [T, G, N], each with rows a step apart; A fp32 [H], D [H]; bounds int32
 // [S + 1]: each sequence's first token, and T.
 void ssd_peek(Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step, Address A, Address B,
               int64_t B_step, int B_type, Address C, int64_t C_step, int C_type, Address D, int D_type,
-              Address bounds, Address state, Address y, int64_t S, int64_t H, int64_t P, int64_t G,
-              int64_t N);
+              Address bounds, Address state, Address past, uint32_t seed, Address y, int64_t S, int64_t H,
+              int64_t P, int64_t G, int64_t N);
 
-// state fp32 [S, H, P, N] moves on by the first counts[s] tokens of its sequence; x, dt, A, B and bounds as in
+// state [S, H, P, N] moves on by the first counts[s] tokens of its sequence; x, dt, A, B and bounds as in
 // `ssd_peek`; counts int32 or int64 [S], read when it runs, more than there are tokens counts as all.
-void ssd_replay(Address state, Address x, int64_t x_step, int x_type, Address dt, int64_t dt_step,
-                Address A, Address B, int64_t B_step, int B_type, Address bounds, Address counts,
+void ssd_replay(Address state, Address past, uint32_t seed, Address x, int64_t x_step, int x_type, Address dt,
+                int64_t dt_step, Address A, Address B, int64_t B_step, int B_type, Address bounds, Address counts,
                 bool counts_wide, int64_t S, int64_t H, int64_t P, int64_t G, int64_t N);
 
 // steps fp32 [T, H] = softplus(raw + bias); raw [T, H] with rows raw_step apart, bias [H].
