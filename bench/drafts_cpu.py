@@ -35,7 +35,7 @@ from fathom.problems import Problems
 GROUPS = 32
 """Groups of prompts that are answered one after the other."""
 
-WARM = 5
+WARM = 12
 """Turns of the drafting engine before the clock starts: each depth at each number of requests has
 to be recorded and measured once."""
 

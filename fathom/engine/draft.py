@@ -23,6 +23,14 @@ from fathom.engine.runner import WINDOW, Runner
 TRIES, KEPT = 4, 9
 """Steps of a depth before its seconds are believed, and the last ones whose median counts."""
 
+LATELY = 64
+"""Steps for which hidden states are kept after one with a number of requests for which the head was
+not resting: there may soon be as many again."""
+
+SETTLED = 0.25
+"""Seconds of steps with one number of requests before the head is tried with as many: each depth
+has to be recorded, which takes some hundredths of a second and must come back."""
+
 HOLD = 8
 """Steps for which a choice stands: to look at every request costs time too."""
 
@@ -32,6 +40,10 @@ REVIEW = 64
 PAUSE, WORTH = 1024, 0.005
 """Least steps until a head that does not pay is tried again, and most share of the time that trials
 may take; each pause is twice the one before."""
+
+AUDIT, FADE = 24, 0.98
+"""Steps with drafts after which all that they took is held against what came of it, catching up
+included, and what is left of an old step's weight in that at each new one."""
 
 PRIOR = 4.0
 """How many drafts of all requests weigh in one request's own record."""
@@ -47,11 +59,20 @@ class _Pace:
     stands: int = 0
     """Steps for which that depth is still the choice."""
     choices: int = 0
+    used: float = 0.0
+    """Seconds of its steps so far, while somebody watched."""
     until: int = 0
     """The step at which the head is tried again; before, it rests."""
     pauses: int = 0
     spent: float = 0.0
     """Seconds of steps with drafts since one last paid."""
+    plain: float = 0.0
+    """Seconds of a step without drafts."""
+    audited: int = 0
+    took: float = 0.0
+    """Seconds of the last steps with drafts, the newest counting most."""
+    worth: float = 0.0
+    """Seconds that their tokens would have taken without."""
 
 
 class Depth:
@@ -62,9 +83,11 @@ class Depth:
         self.tried, self.came = [0.0] * most, [0.0] * most
         """Drafts of each depth that were put to the test, and that came true; old ones fade."""
         self.watching = most > 0
-        """Whether the step that was chosen last says something, or the head may be wanted soon."""
+        """Whether the time of the step that was chosen last says something."""
+        self.keeping = False
+        """Whether its hidden states may be wanted by the head."""
         self._paces: dict[int, _Pace] = {}
-        self._steps = self._last = self._soonest = 0
+        self._steps = self._last = self._lately = 0
 
     def choose(self, lives: Sequence[Live]) -> int:
         """The depth of the next step for these requests; 0: the head is left alone."""
@@ -73,24 +96,42 @@ class Depth:
         pace = self._pace(len(lives))
         self._steps += 1
         if self._steps < pace.until:
-            self.watching = self._soonest < self._steps + WINDOW
+            self.watching = pace.until <= self._steps + WINDOW
+            self.keeping = self.watching or self._steps < self._lately
             return 0
         if pace.until:
             self._try_again(pace)
-        self.watching = True
+        self.watching, self.keeping = True, pace.used >= SETTLED
+        if not self.keeping:
+            return 0
+        self._lately = self._steps + LATELY
         if not pace.stands:
             pace.depth, pace.stands = self._best(pace, lives)
         pace.stands -= 1
         return pace.depth
 
-    def learn(self, requests: int, depth: int, seconds: float, *, steady: bool) -> None:
-        """Take in how long a step took; one that was not steady says nothing of the next."""
-        pace = self._pace(requests)
-        pace.spent += seconds if depth else 0.0
-        # the first step after another kind finds other things in the caches
-        if steady and depth == self._last:
-            pace.seconds.setdefault(depth, deque(maxlen=KEPT)).append(seconds)
+    def learn(
+        self, requests: int, depth: int, tokens: int, seconds: float, *, steady: bool, usual: bool
+    ) -> None:
+        """Take in how long a step took and how many tokens came of it.
+
+        One that was recorded on the way, and is not `steady`, says nothing of the next; one in
+        which the head caught up, and is not `usual`, counts in the balance alone.
+        """
+        pace, last = self._pace(requests), self._last
         self._last = depth
+        pace.used += seconds
+        if depth:
+            pace.spent += seconds
+        if not steady:
+            return
+        if depth and pace.plain:
+            pace.audited += 1
+            pace.took = FADE * pace.took + seconds
+            pace.worth = FADE * pace.worth + tokens / requests * pace.plain
+        # the first step after another kind finds other things in the caches
+        if usual and depth == last:
+            pace.seconds.setdefault(depth, deque(maxlen=KEPT)).append(seconds)
 
     def count(self, live: Live, drafts: int, accepted: int) -> None:
         """Take in how many of a request's drafts came true."""
@@ -104,10 +145,7 @@ class Depth:
     def _pace(self, requests: int) -> _Pace:
         """Numbers of requests are measured together up to the next power of two."""
         size = 1 << (requests - 1).bit_length()
-        if size not in self._paces:
-            self._paces[size] = _Pace({})
-            self._soonest = 0
-        return self._paces[size]
+        return self._paces.get(size) or self._paces.setdefault(size, _Pace({}))
 
     def _best(self, pace: _Pace, lives: Sequence[Live]) -> tuple[int, int]:
         """The depth to go on with, or to try, and for how many steps."""
@@ -115,6 +153,7 @@ class Depth:
         for depth in (1, 0):
             if depth not in known:
                 return depth, TRIES + 1
+        pace.plain = known[0]
         tokens = [sum(self._expected(live, k) for live in lives) for k in range(self.most + 1)]
         best = max(known, key=lambda k: tokens[k] / known[k])
         rate = tokens[best] / known[best]
@@ -128,21 +167,24 @@ class Depth:
             for depth in known:
                 if depth and depth != best and tokens[depth] / known[depth] > 0.7 * rate:
                     del pace.seconds[depth]
+        if pace.audited >= AUDIT and pace.took > pace.worth:
+            best = 0
         if best:
-            pace.pauses, pace.spent = 0, 0.0
+            pace.spent = 0.0
+            pace.pauses = 0 if pace.audited >= AUDIT else pace.pauses
         else:
+            pace.audited, pace.took, pace.worth = 0, 0.0, 0.0
             # so long that what the head took was worth the trial
             steps = int(pace.spent / (WORTH * known[0]))
             pace.until = self._steps + max(PAUSE << min(pace.pauses, 10), steps)
             pace.pauses, pace.spent = pace.pauses + 1, 0.0
-            self._soonest = min(one.until for one in self._paces.values())
         return best, HOLD
 
     def _try_again(self, pace: _Pace) -> None:
         """Let the next steps draft, and what they show count more than what was before."""
         for depth in range(self.most):
             self.tried[depth], self.came[depth] = self.tried[depth] / 16, self.came[depth] / 16
-        pace.until = self._soonest = 0
+        pace.until = 0
         pace.depth, pace.stands = 1, TRIES + 1
 
     def _expected(self, live: Live, depth: int) -> float:

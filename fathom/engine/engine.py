@@ -257,11 +257,12 @@ class Engine:
             self._stats.model_seconds += time.perf_counter() - began
             events = [self._take(live, drawn, row) for row, live in enumerate(lives)]
             if self._depth.most:
-                self._drafter.passed(lives, self._depth.watching)
+                self._drafter.passed(lives, self._depth.keeping)
         if self._depth.watching:
             seconds = time.perf_counter() - began
-            steady = usual and self._runner.steady
-            self._depth.learn(len(lives), depth, seconds, steady=steady)
+            self._depth.learn(
+                len(lives), depth, len(events), seconds, steady=self._runner.steady, usual=usual
+            )
         self._stats.answered_tokens += len(events)
         for live in lives:
             if live.stop_reason is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fathom.errors import KernelError
+from fathom.ops import native
 from fathom.ops.layout import Layout
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float8_e4m3fn)
@@ -103,8 +104,8 @@ class Pages:
         keys = (pages, heads, width // pair, tokens, pair)
         values = (pages, heads, tokens // pair, -(-width // 16) * 16, pair)
         return cls(
-            torch.empty(keys, dtype=dtype, device=device),
-            torch.empty(values, dtype=dtype, device=device),
+            native.room(keys, dtype, device),
+            native.room(values, dtype, device),
             table_SB,
             past_S,
             width,

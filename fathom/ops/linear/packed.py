@@ -49,7 +49,7 @@ class Packed:
         Raises:
             KernelError: NVFP4 with columns that are no multiple of 16.
         """
-        data = _room(matrix_bytes(format, rows, columns))
+        data = native.room([matrix_bytes(format, rows, columns)], torch.uint8)
         return cls(format, rows, columns, data, torch.ones(()))
 
     @classmethod
@@ -159,7 +159,7 @@ class PackedStack:
     @classmethod
     def empty(cls, format: Format, count: int, rows: int, columns: int) -> "PackedStack":
         """Room for `count` matrices; their scales are one."""
-        data = _room(count * matrix_bytes(format, rows, columns)).view(count, -1)
+        data = native.room([count, matrix_bytes(format, rows, columns)], torch.uint8)
         return cls(format, count, rows, columns, data, torch.ones(count))
 
     @classmethod
@@ -197,18 +197,6 @@ def matrix_bytes(format: Format, rows: int, columns: int) -> int:
     blocks = -(-columns // BLOCK)
     block = {"fp32": 2048, "bf16": 1024, "fp8": 512, "nvfp4": 256 + PANEL}[format]
     return -(-rows // PANEL) * (-(-blocks * block // 64) * 64)
-
-
-LARGE = 4 << 20
-"""Bytes from which a buffer is worth large pages: it is read from end to end at every step."""
-
-
-def _room(size: int) -> Tensor:
-    """A buffer of bytes, on large pages where it is large and the system has them."""
-    data = torch.empty(size, dtype=torch.uint8)
-    if size >= LARGE and _native():
-        native.kernels().large_pages(data.data_ptr(), size)
-    return data
 
 
 def _native() -> bool:

@@ -8,6 +8,7 @@ no modules, `why_not` says so, and every operation runs on PyTorch. Tensors are 
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -64,6 +65,25 @@ def why_not(case: dispatch.Case) -> str | None:
     return found if isinstance(found, str) else None
 
 
+LARGE = 4 << 20
+"""Bytes from which a buffer is worth large pages: it is read from end to end at every step."""
+
+
+def room(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """An empty tensor, on large pages where it is large and the system has them.
+
+    With small ones a core looks up a new address every few cache lines, and asks for nothing ahead
+    beyond them.
+    """
+    found = torch.empty(tuple(shape), dtype=dtype, device=device)
+    case = dispatch.Case(found.device.type, torch.float32, False)
+    if found.nbytes >= LARGE and why_not(case) is None:
+        kernels().large_pages(found.data_ptr(), found.nbytes)
+    return found
+
+
 def backend(module: ModuleType) -> dispatch.Backend:
     """An operation's native backend: a module whose functions call the kernels."""
     return dispatch.Backend("native", module, why_not)
@@ -106,4 +126,4 @@ def _load(name: str) -> ModuleType | str:
         return f"the tier {name} was not built ({error})"
 
 
-__all__ = ["TIERS", "backend", "kernels", "lacks", "runnable", "tier", "why_not"]
+__all__ = ["TIERS", "backend", "kernels", "lacks", "room", "runnable", "tier", "why_not"]
