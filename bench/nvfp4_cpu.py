@@ -33,7 +33,7 @@ WORKS = {
 """Work -> model, documents, their length, counted steps a turn."""
 
 PLAIN = ("fp32", "bf16")
-FOUR = {
+FOUR: dict[str, str | dict[str, str]] = {
     "super-nvfp4": "super-nvfp4",
     "every block": {"base": "super-nvfp4", "blocks.*": "nvfp4"},
     "every matrix": {"*": "nvfp4"},
