@@ -16,10 +16,10 @@ from rich.table import Table
 
 from fathom import __version__, machine
 from fathom.machine import Machine, Rates
-from fathom.ops import attend, conv, dispatch, draw, experts, linear, native, norm, ssd
+from fathom.ops import attend, conv, dispatch, draw, experts, linear, native, norm, nvfp4, ssd
 
 OPERATIONS = (
-    *(room.OPERATION for room in (ssd, conv, attend, experts, linear, norm, draw)),
+    *(room.OPERATION for room in (ssd, conv, attend, experts, linear, norm, draw, nvfp4)),
     experts.ROUTE,
     linear.PACKED,
     experts.PACKED,

@@ -171,7 +171,7 @@ class Nvfp4Config(Strict):
     tiles: bool = True
     """Whether 16 x 16 weights share a block scale, so that both directions see one weight."""
     stochastic: bool = True
-    """Whether gradients are rounded by lot."""
+    """Whether gradients are rounded stochastically."""
     transform: bool = True
     """Whether operands of the weight gradient pass a random Hadamard transform."""
     health_every: int = Field(default=100, gt=0)

@@ -179,7 +179,7 @@ def lay(
     Args:
         model: a model whose matrices are `Linear`, or stacks of experts.
         table: as for `resolve`.
-        rounding: who draws where gradients are rounded by lot; training in NVFP4 needs one.
+        rounding: who draws where gradients are rounded stochastically; training in NVFP4 needs one.
         recipe: what NVFP4 does to operands, if not what the family's recipes do.
 
     Raises:

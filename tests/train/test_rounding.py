@@ -85,8 +85,8 @@ def test_a_run_that_is_taken_up_again_repeats_itself_bit_for_bit(go, tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
 
 
-def test_the_seed_moves_the_lots(go):
-    """Without lots two seeds of the same weights and data are one run; with them they are two."""
+def test_the_seed_moves_the_stochastic_rounding(go):
+    """Without it two seeds of the same weights and data are one run; with it they are two."""
     for stochastic in (False, True):
         runs = [
             go(recipe(seed=seed, steps=4, nvfp4=Nvfp4Config(stochastic=stochastic)))[0]

@@ -58,7 +58,8 @@ def quantised_linear(
     T, I and O may be anything: blocks are filled up with zeros.
 
     Raises:
-        KernelError: gradients are wanted, rounded by lot, and nobody holds the random numbers.
+        KernelError: gradients are wanted, rounded stochastically, and nobody holds the random
+            numbers.
     """
     return quantised.quantised_linear(x_TI, weight_OI, quantiser)
 

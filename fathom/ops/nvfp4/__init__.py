@@ -1,8 +1,8 @@
 """Four bits (NVFP4) and eight (FP8, MXFP8): weights encoded and decoded, training's operands.
 
 Promise: rounding is in one order of operations, so the same matrix has the same bytes on every
-machine; what is rounded by lot is a function of a key and a place. Products with such matrices are
-`ops/linear` and `ops/experts`; how files store them is `checkpoint/`.
+machine; what is rounded stochastically is a function of a key and a place. Products with such
+matrices are `ops/linear` and `ops/experts`; how files store them is `checkpoint/`.
 """
 
 from fathom.ops.nvfp4.four_over_six import quantise_four_over_six

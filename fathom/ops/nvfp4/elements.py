@@ -1,4 +1,4 @@
-"""How a number becomes one of E2M1 or of E4M3: to the nearest, or to one of its neighbours by lot.
+"""How a number becomes one of E2M1 or of E4M3: the nearest, or a neighbour at random.
 
 Promise: fp32 throughout, each step one rounding, so that native code gives the same bits. Codes,
 scales and files are `reference.py`.

@@ -34,7 +34,7 @@ class Copy:
     dtype: torch.dtype
     """BF16 or fp32; both hold it exactly."""
     stochastic: bool = False
-    """Whether it is rounded by lot, else to nearest."""
+    """Whether it is rounded stochastically, else to nearest."""
     tiles: bool = False
     """Of rows: whether 16 rows share a block scale, which makes rows and columns one."""
     transform: bool = False

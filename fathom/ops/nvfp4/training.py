@@ -7,9 +7,9 @@ Models with NVFP4 (arXiv 2509.25149).
 
 | product | first operand | second operand |
 |---|---|---|
-| y = x W' | x, along its rows, to nearest | W, 16 x 16 tiles, to nearest |
-| dx = dy W | dy, along its rows, by lot | the same W |
-| dW = dy' x | dy, along tokens, transformed, by lot | x, along tokens, transformed, to nearest |
+| y = x W' | x, along its rows, nearest | W, 16 x 16 tiles, nearest |
+| dx = dy W | dy, along its rows, stochastic | the same W |
+| dW = dy' x | dy, along tokens, transformed, stochastic | x, along tokens, transformed, nearest |
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Recipe:
     tiles: bool = True
     """Whether 16 x 16 weights share a block scale, so that W and W' are the same numbers."""
     stochastic: bool = True
-    """Whether gradients are rounded by lot."""
+    """Whether gradients are rounded stochastically."""
     transform: bool = True
     """Whether both operands of dW are transformed (random Hadamard) before."""
 
@@ -116,12 +116,12 @@ class Quantiser:
     def __init__(self, recipe: Recipe, rounding: Rounding | None, matrix: int) -> None:
         """Round by `recipe`; `matrix` is the weight's number in the model, for its random numbers.
 
-        Without a `rounding` nothing can be rounded by lot.
+        Without a `rounding` nothing can be rounded stochastically.
         """
         self.recipe, self.rounding, self.matrix = recipe, rounding, matrix
 
     def key(self) -> Key | None:
-        """The key of this moment, if gradients are rounded by lot.
+        """The key of this moment, if gradients are rounded stochastically.
 
         Raises:
             KernelError: they are, and nobody holds the random numbers.
@@ -130,8 +130,8 @@ class Quantiser:
             return None
         if self.rounding is None:
             raise KernelError(
-                "nvfp4: gradients are rounded by lot, and nobody holds the random numbers. Give "
-                "`lay` a Rounding(seed), and move it on at every step."
+                "nvfp4: gradients are rounded stochastically, and nobody holds the random "
+                "numbers. Give `lay` a Rounding(seed), and move it on at every step."
             )
         return Key(self.rounding.seed, self.rounding.step, self.rounding.micro, self.matrix)
 
@@ -216,14 +216,14 @@ def operands(
         x: [T, C] in fp32 or BF16.
         rows: how to make the copy whose blocks lie along rows; None: it is not wanted.
         columns: the same for blocks of 16 rows along columns.
-        key: whose random numbers round the copies that are rounded by lot.
+        key: whose random numbers round the copies that are rounded stochastically.
         groups: which rows to take, and which of them share a scale; None: all, in one.
 
     Raises:
-        KernelError: a copy is to be rounded by lot and there is no key.
+        KernelError: a copy is to be rounded stochastically and there is no key.
     """
     if key is None and any(copy is not None and copy.stochastic for copy in (rows, columns)):
-        raise KernelError("nvfp4: rounding by lot needs a key; give one.")
+        raise KernelError("nvfp4: stochastic rounding needs a key; give one.")
     backend = OPERATION.choose(dispatch.Case.of(x)).module
     found: Operands = backend.operands(x.contiguous(), rows, columns, key, groups)
     return found
