@@ -119,7 +119,7 @@ class Experts(Matrices):
             return experts.quantised_experts(
                 x_TD, self.up, self.down, chosen_TK, weights_TK, self.quantisers
             )
-        return experts.experts(x_TD, self.up, self.down, chosen_TK, weights_TK)
+        return experts.experts(x_TD, self.up, self.down, chosen_TK, weights_TK, self.precision)
 
     def pack(self, packed: tuple[PackedStack, PackedStack] | None = None) -> None:
         """Take packed up and down stacks, by default of the own weights."""

@@ -72,6 +72,24 @@ def test_biases_near_57_still_tell_experts_apart():
     assert chosen.tolist() == [[1, 2]]
 
 
+@pytest.mark.parametrize(("width", "hidden"), [(64, 96), (7, 5)])
+def test_in_bf16_precision_products_are_those_of_linear(assert_agrees, width, hidden):
+    x, up, down, picks, weights = case(63, width=width, hidden=hidden)
+    assert_agrees(
+        lambda x, u, d, w: eager.experts(x, u, d, picks, w, "bf16"),
+        lambda x, u, d, w: reference.experts(x, u, d, picks, w, "bf16"),
+        (x, up, down, weights),
+        tolerance=1e-2,
+    )
+    # two numbers that are one in BF16
+    nudged = up * (1 + 2**-12)
+    same = eager.experts(x, up.bfloat16().float(), down, picks, weights, "bf16")
+    assert torch.equal(eager.experts(x, up, down, picks, weights, "bf16"), same)
+    assert not torch.equal(
+        eager.experts(x, nudged, down, picks, weights), eager.experts(x, up, down, picks, weights)
+    )
+
+
 def test_in_bf16_training_rounds_where_packed_experts_round():
     # what is left is the order of fp32 additions, which seldom shows in eight bits
     generator = torch.Generator().manual_seed(0)

@@ -54,13 +54,16 @@ def experts(
     down_EDI: Float[Tensor, "E D I"],
     chosen_TK: Int[Tensor, "T K"],
     weights_TK: Float[Tensor, "T K"],
+    precision: Precision = "stored",
 ) -> Float[Tensor, "T D"]:
     """sum_k weights[t, k] down_e relu(up_e x_t)^2 with e = chosen[t, k]; of x's type.
 
-    The hidden layer is rounded to x's type. In LatentMoE, D is the latent width.
+    The hidden layer is rounded to x's type. In LatentMoE, D is the latent width. With `bf16` the
+    products are those of `ops/linear` in that precision, and the weights of the choice are
+    multiplied into down's rows before they are rounded.
     """
     backend = OPERATION.choose(dispatch.Case.of(x_TD)).module
-    result: Tensor = backend.experts(x_TD, up_EID, down_EDI, chosen_TK, weights_TK)
+    result: Tensor = backend.experts(x_TD, up_EID, down_EDI, chosen_TK, weights_TK, precision)
     return result
 
 

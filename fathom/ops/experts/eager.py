@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fathom.ops.experts.reference import packed_experts, route
+from fathom.ops.linear.eager import multiplies_bf16
 
 
 def grouped(rows: Tensor, weight_Eab: Tensor, ends_E: Tensor) -> Tensor:
@@ -38,6 +39,14 @@ def outer(left: Tensor, right: Tensor, ends_E: Tensor) -> Tensor:
     return torch.stack([left[a:b].T @ right[a:b] for a, b in itertools.pairwise(begins)])
 
 
+def _narrow(rows: Tensor, weight_Eab: Tensor, ends_E: Tensor) -> Tensor:
+    """`grouped` of rows rounded to BF16 and a BF16 weight; its sums, rounded to BF16, in fp32."""
+    rows = rows.bfloat16()
+    if multiplies_bf16(rows.device):
+        return grouped(rows, weight_Eab, ends_E).float()
+    return grouped(rows.float(), weight_Eab.float(), ends_E).bfloat16().float()
+
+
 class Sorted:
     """Copies of the tokens, one per chosen expert, in the order of the experts."""
 
@@ -59,7 +68,8 @@ class Sorted:
 class _Experts(torch.autograd.Function):
     """x [T, D], up [E, I, D], down [E, D, I], chosen [T, K], weights [T, K] -> [T, D]; fp32.
 
-    The hidden layer is rounded to `kept`, as packed experts round it.
+    The hidden layer is rounded to `kept`, as packed experts round it. `narrow`: the operands, sums
+    and gradients of products are rounded to BF16, but the weights' gradients, which are fp32.
     """
 
     @staticmethod
@@ -71,14 +81,18 @@ class _Experts(torch.autograd.Function):
         chosen: Tensor,
         weights: Tensor,
         kept: torch.dtype,
+        narrow: bool,
     ) -> Tensor:
         """Sort, multiply, square, multiply, bring back."""
         rows = Sorted(chosen, up.shape[0])
-        hidden = grouped(x.index_select(0, rows.token_R), up.transpose(1, 2), rows.ends_E).relu_()
+        if narrow:
+            x, up, down = x.bfloat16(), up.bfloat16(), down.bfloat16()
+        product = _narrow if narrow else grouped
+        hidden = product(x.index_select(0, rows.token_R), up.transpose(1, 2), rows.ends_E).relu_()
         weight_R = weights.reshape(-1).index_select(0, rows.order_R)
         squared = hidden.square().to(kept).float().mul_(weight_R[:, None])
-        y = rows.sum_of_copies(grouped(squared, down.transpose(1, 2), rows.ends_E))
-        ctx.rows, ctx.kept = rows, kept
+        y = rows.sum_of_copies(product(squared, down.transpose(1, 2), rows.ends_E))
+        ctx.rows, ctx.kept, ctx.narrow = rows, kept, narrow
         ctx.save_for_backward(x, up, down, weight_R, hidden)
         return y
 
@@ -89,14 +103,18 @@ class _Experts(torch.autograd.Function):
         x, up, down, weight_R, hidden = ctx.saved_tensors
         rows: Sorted = ctx.rows
         dy_R = dy.index_select(0, rows.token_R)
+        product = _narrow if ctx.narrow else grouped
         squared = hidden.square().to(ctx.kept).float()
-        dsquared = grouped(dy_R, down, rows.ends_E)
+        dsquared = product(dy_R, down, rows.ends_E)
         dweights = torch.linalg.vecdot(dsquared, squared).index_select(0, rows.place_R)
-        ddown = outer(dy_R, squared.mul_(weight_R[:, None]), rows.ends_E)
+        squared.mul_(weight_R[:, None])
         dhidden = dsquared.mul_(hidden).mul_(weight_R.mul(2)[:, None])
-        dup = outer(dhidden, x.index_select(0, rows.token_R), rows.ends_E)
-        dx = rows.sum_of_copies(grouped(dhidden, up, rows.ends_E))
-        return dx, dup, ddown, None, dweights.view(rows.shape), None
+        dx = rows.sum_of_copies(product(dhidden, up, rows.ends_E))
+        if ctx.narrow:
+            dy_R, squared, dhidden = (t.bfloat16().float() for t in (dy_R, squared, dhidden))
+        ddown = outer(dy_R, squared, rows.ends_E)
+        dup = outer(dhidden, x.index_select(0, rows.token_R).float(), rows.ends_E)
+        return dx, dup, ddown, None, dweights.view(rows.shape), None, None
 
 
 class _SquaredReLU(torch.autograd.Function):
@@ -123,7 +141,12 @@ def squared_relu(x_TI: Tensor) -> Tensor:
 
 
 def experts(
-    x_TD: Tensor, up_EID: Tensor, down_EDI: Tensor, chosen_TK: Tensor, weights_TK: Tensor
+    x_TD: Tensor,
+    up_EID: Tensor,
+    down_EDI: Tensor,
+    chosen_TK: Tensor,
+    weights_TK: Tensor,
+    precision: str = "stored",
 ) -> Tensor:
     """See `fathom.ops.experts.experts`."""
     if chosen_TK.numel() < up_EID.shape[0] and not torch.is_grad_enabled():
@@ -137,6 +160,7 @@ def experts(
         chosen_TK,
         weights_TK.float(),
         x_TD.dtype if x_TD.dtype == torch.bfloat16 else torch.float32,
+        precision == "bf16",
     )
     return y.to(x_TD.dtype)
 

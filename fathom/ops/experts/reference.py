@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fathom.ops.linear.packed import PackedStack
-from fathom.ops.linear.reference import rounded_rows
+from fathom.ops.linear.reference import linear, rounded_rows
 from fathom.ops.wide import wide
 
 
@@ -30,15 +30,24 @@ def squared_relu(x_TI: Tensor) -> Tensor:
 
 
 def experts(
-    x_TD: Tensor, up_EID: Tensor, down_EDI: Tensor, chosen_TK: Tensor, weights_TK: Tensor
+    x_TD: Tensor,
+    up_EID: Tensor,
+    down_EDI: Tensor,
+    chosen_TK: Tensor,
+    weights_TK: Tensor,
+    precision: str = "stored",
 ) -> Tensor:
     """See `fathom.ops.experts.experts`."""
     x, up, down = wide(x_TD), wide(up_EID), wide(down_EDI)
     y = torch.zeros_like(x)
     for expert in range(up.shape[0]):
         token, place = (chosen_TK == expert).nonzero(as_tuple=True)
-        hidden = (x[token] @ up[expert].T).relu().square().to(x_TD.dtype).to(x.dtype)
-        said = hidden @ down[expert].T * wide(weights_TK[token, place, None])
+        hidden = linear(x[token], up[expert], precision).relu().square()
+        weight = wide(weights_TK[token, place, None])
+        if precision == "bf16":
+            said = linear(hidden * weight, down[expert], precision)
+        else:
+            said = linear(hidden.to(x_TD.dtype).to(x.dtype), down[expert], precision) * weight
         y = y.index_add(0, token, said)
     return y.to(x_TD.dtype)
 
