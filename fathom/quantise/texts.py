@@ -4,6 +4,7 @@ Promise: the same documents give the same ids, in order, until there are enough;
 than a text are cut. Reading files is `data/documents.py`'s.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ def read_texts(
 
     Raises `DataError` if there are none.
     """
-    local = Path(data).expanduser().exists()
+    local = Path(data).expanduser().exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(data))
     documents = Files(data) if local else HubDataset(str(data), stream=True)
     found: list[Tensor] = []
     left = tokens

@@ -109,5 +109,5 @@ def untaught():
 @pytest.fixture
 def engine(untaught):
     """An engine of the tiny model."""
-    with Engine(untaught, sequences=1, context=2048, drafts=1) as made:
+    with Engine(untaught, sequences=1, context=2048, drafts=1, adapt=False) as made:
         yield made
