@@ -28,6 +28,7 @@ from fathom.checkpoint.pieces import Item, Reader
 from fathom.checkpoint.safe import Entry
 from fathom.config.model import ModelConfig
 from fathom.errors import CheckpointError, ConfigError
+from fathom.model import precision
 from fathom.ops import nvfp4
 
 TABLES: Mapping[str, Mapping[str, Stored]] = {
@@ -51,8 +52,8 @@ TABLES: Mapping[str, Mapping[str, Stored]] = {
 `lightning` is the map of the published Nemotron 3.5 Lightning NVFP4 checkpoint; `bench-nvfp4` is
 what the benchmarks run in four bits.
 """
-FUSED = (".mixer.q_proj.weight", ".mixer.k_proj.weight", ".mixer.v_proj.weight")
-"""Matrices of a block that engines lay side by side."""
+FUSED = tuple(f"{name}{WEIGHT}" for name in precision.FUSED)
+"""Tensors of a block that engines lay side by side."""
 Told = Callable[[str, float, float], None]
 """told(name, signal, noise): the sum of a matrix's squares, and of its errors' squares."""
 

@@ -135,7 +135,18 @@ class MtpConfig(Strict):
     """Whether its gradient stops before the backbone, the embedding and the head."""
 
 
-PRECISIONS = ("fp32", "bf16", "nano-bf16", "nano-nvfp4", "super-nvfp4", "ultra-nvfp4", "mxfp8")
+PRECISIONS = (
+    "fp32",
+    "bf16",
+    "nano-bf16",
+    "nano-nvfp4",
+    "super-nvfp4",
+    "ultra-nvfp4",
+    "mxfp8",
+    "weights-nvfp4",
+    "weights-fp8",
+    "weights-mixed",
+)
 """The tables of `model/precision.py` that a run can name."""
 
 

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 
 from fathom.config.model import AttentionConfig, MambaConfig, MixerConfig, MlpConfig, ModelConfig
 from fathom.errors import ConfigError
-from fathom.ops.linear import Packed, Precision, linear, packed_linear, quantised_linear
-from fathom.ops.nvfp4 import Quantiser, Recipe, Rounding
+from fathom.ops.linear import (
+    WEIGHTS_ALONE,
+    Packed,
+    Precision,
+    linear,
+    packed_linear,
+    quantised_linear,
+)
+from fathom.ops.nvfp4 import Quantiser, Recipe, Rounding, largest, straight_through
+
+FUSED = (".mixer.q_proj", ".mixer.k_proj", ".mixer.v_proj")
+"""Matrices of a block that engines lay side by side."""
 
 
 class Matrices(nn.Module):
@@ -52,6 +62,9 @@ class Linear(Matrices):
         self.precision: Precision = "stored"
         self.packed: Packed | None = None
         self.quantisers: tuple[Quantiser, ...] | None = None
+        self.together: tuple[Linear, ...] = ()
+        """Matrices, this one among them, that files give one scale, where weights alone are
+        rounded; none: this one has its own."""
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """[T, columns] -> [T, rows]."""
@@ -59,6 +72,10 @@ class Linear(Matrices):
             return packed_linear(x_TI, self.packed, self.precision)
         if self.quantisers is not None:
             return quantised_linear(x_TI, self.plain, self.quantisers[0])
+        if self.together:
+            amax = torch.stack([largest(part.plain.detach()) for part in self.together]).amax()
+            form = WEIGHTS_ALONE[self.precision]
+            return linear(x_TI, straight_through(self.plain, form, amax))
         return linear(x_TI, self.plain, self.precision)
 
     @property
@@ -103,6 +120,17 @@ FOUR_BITS: Table = {
 in MXFP8; attention, latent projections, MTP, embedding and head stay (Super technical report,
 arXiv 2604.12374, table 3)."""
 
+IN_FOUR_BITS: Table = {
+    "*": "stored",
+    "blocks.*.mixer.in_proj": "w4a16",
+    "blocks.*.mixer.out_proj": "w4a16",
+    "blocks.*.mixer.experts": "w4a16",
+    "blocks.*.mixer.shared.*": "w4a16",
+    "blocks.*.mixer.up": "w4a16",
+    "blocks.*.mixer.down": "w4a16",
+}
+"""Weights alone rounded to NVFP4, those that `fathom quantise --format nvfp4` stores so."""
+
 TABLES: Mapping[str, Table] = {
     "fp32": {"*": "stored"},
     "bf16": BF16,
@@ -112,9 +140,19 @@ TABLES: Mapping[str, Table] = {
     "super-nvfp4": {**FOUR_BITS, "first 1": "bf16", "last 14/88": "bf16"},
     "ultra-nvfp4": {**FOUR_BITS, "last 16/108": "bf16"},
     "mxfp8": {**{pattern: "mxfp8" for pattern in FOUR_BITS}, "*": "bf16"},
+    "weights-nvfp4": IN_FOUR_BITS,
+    "weights-fp8": {**{pattern: "w8a16" for pattern in IN_FOUR_BITS}, "*": "stored"},
+    "weights-mixed": {
+        **IN_FOUR_BITS,
+        "blocks.*.mixer.in_proj": "w8a16",
+        "blocks.*.mixer.out_proj": "w8a16",
+        "blocks.*.mixer.shared.*": "w8a16",
+    },
 }
 """The tables that a recipe may name; `w4a8` is for packed models alone. Nano was trained in BF16;
-its table in four bits is the white paper's study (arXiv 2512.20856)."""
+its table in four bits is the white paper's study (arXiv 2512.20856). `weights-nvfp4`,
+`weights-fp8` and `weights-mixed` are for a student that `fathom quantise` will store in the format
+of that name."""
 
 
 def resolve(
@@ -183,8 +221,8 @@ def lay(
         recipe: what NVFP4 does to operands, if not what the family's recipes do.
 
     Raises:
-        ConfigError: see `resolve`; w4a8 for matrices that are not packed, nvfp4 or mxfp8 for
-            packed ones.
+        ConfigError: see `resolve`; w4a8 for matrices that are not packed, a precision of training
+            for packed ones.
     """
     own = Recipe() if recipe is None else recipe
     matrices = {name: part for name, part in model.named_modules() if isinstance(part, Matrices)}
@@ -194,7 +232,7 @@ def lay(
         trains = precision in ("nvfp4", "mxfp8")
         if precision == "w4a8" and part.packed is None:
             raise ConfigError(f"w4a8 is for packed matrices; {name} is plain. Pack the model.")
-        if trains and part.packed is not None:
+        if (trains or precision in WEIGHTS_ALONE) and part.packed is not None:
             raise ConfigError(
                 f"{precision} is for training, and {name} is packed for generation. Load the "
                 f"model with packed=False."
@@ -206,6 +244,22 @@ def lay(
             part.quantisers = tuple(
                 Quantiser(made, rounding, 2 * number + which) for which in range(count)
             )
+    _share_scales(matrices)
+
+
+def _share_scales(matrices: Mapping[str, Matrices]) -> None:
+    """Let queries, keys and values of a block that are rounded alike have one scale, as files do:
+    engines multiply with them as one matrix."""
+    fused: dict[tuple[str, Precision], list[Linear]] = {}
+    for name, part in matrices.items():
+        if not isinstance(part, Linear):
+            continue
+        part.together = ()
+        if part.precision in WEIGHTS_ALONE and name.endswith(FUSED):
+            fused.setdefault((name.rpartition(".")[0], part.precision), []).append(part)
+    for parts in fused.values():
+        for part in parts:
+            part.together = tuple(parts)
 
 
 def multiplications(config: ModelConfig) -> dict[str, int]:
@@ -261,6 +315,8 @@ def share(config: ModelConfig, table: str | Mapping[str, str], precision: str = 
 __all__ = [
     "BF16",
     "FOUR_BITS",
+    "FUSED",
+    "IN_FOUR_BITS",
     "TABLES",
     "Linear",
     "Matrices",

@@ -4,6 +4,7 @@ Promise: how operands are rounded is named, and the same on every machine; how t
 computed is whatever the machine does fast, which changes no digit but the order of additions.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from jaxtyping import Float
@@ -14,12 +15,16 @@ from fathom.ops import dispatch, native
 from fathom.ops.linear import cpu, eager, quantised, reference
 from fathom.ops.linear.eager import multiplies_bf16
 from fathom.ops.linear.packed import Format, Packed, PackedStack
-from fathom.ops.nvfp4 import Quantiser
+from fathom.ops.nvfp4 import Form, Quantiser, straight_through
 
-Precision = Literal["stored", "bf16", "w4a8", "nvfp4", "mxfp8"]
+Precision = Literal["stored", "bf16", "w4a8", "nvfp4", "mxfp8", "w4a16", "w8a16"]
 """`stored`: operands as they are. `bf16`: operands, result and gradient rounded to BF16.
 `w4a8`: rows rounded to int8 (one scale a row) where weights are NVFP4, `stored` elsewhere.
-`nvfp4`, `mxfp8`: training whose three products have operands in that format."""
+`nvfp4`, `mxfp8`: training whose three products have operands in that format. `w4a16`, `w8a16`:
+training whose weights alone are rounded, to NVFP4 and FP8 as files store them; else `stored`."""
+
+WEIGHTS_ALONE: Mapping[Precision, Form] = {"w4a16": "nvfp4", "w8a16": "fp8"}
+"""What weights are rounded to where nothing else is."""
 
 OPERATION = dispatch.in_torch("linear", eager, reference)
 """The backends of products with plain weights."""
@@ -34,7 +39,8 @@ def linear(
     """x weight', of x's type, accumulated in fp32.
 
     Raises:
-        KernelError: operands of different types, or a precision of packed weights.
+        KernelError: operands of different types, a precision of packed weights, or rows that are
+            not whole blocks where weights are rounded to NVFP4.
     """
     if x_TI.dtype != weight_OI.dtype:
         raise KernelError(
@@ -45,6 +51,8 @@ def linear(
         raise KernelError("linear: w4a8 needs packed NVFP4 weights; this matrix is plain.")
     if precision in ("nvfp4", "mxfp8"):
         raise KernelError(f"linear: {precision} needs a quantiser; call quantised_linear.")
+    if precision in WEIGHTS_ALONE:
+        weight_OI, precision = straight_through(weight_OI, WEIGHTS_ALONE[precision]), "stored"
     backend = OPERATION.choose(dispatch.Case.of(x_TI)).module
     result: Tensor = backend.linear(x_TI, weight_OI, precision)
     return result
@@ -85,6 +93,7 @@ def packed_linear(
 __all__ = [
     "OPERATION",
     "PACKED",
+    "WEIGHTS_ALONE",
     "Format",
     "Packed",
     "PackedStack",

@@ -21,6 +21,7 @@ from fathom.ops.nvfp4.reference import (
     tensor_scale,
     tensor_scale_fp8,
 )
+from fathom.ops.nvfp4.straight_through import Form, straight_through
 from fathom.ops.nvfp4.swizzle import swizzle, unswizzle
 from fathom.ops.nvfp4.training import (
     OPERATION,
@@ -39,6 +40,7 @@ __all__ = [
     "MX_BLOCK",
     "OPERATION",
     "Copy",
+    "Form",
     "Groups",
     "Key",
     "Operands",
@@ -58,6 +60,7 @@ __all__ = [
     "quantise_four_over_six",
     "quantise_fp8",
     "scaled",
+    "straight_through",
     "swizzle",
     "tensor_scale",
     "tensor_scale_fp8",
