@@ -121,6 +121,8 @@ class Display:
             table.add_row("left", clock(left) if left is not None else "…")
         if self.values:
             table.add_row("loss", f"[bold]{self.values['loss']:.3f}[/bold]  {spark(self.losses)}")
+            if "divergence" in self.values:
+                table.add_row("from teacher", f"{self.values['divergence']:.4f} nats")
             mtp = numbered(self.values, "mtp/")
             if mtp:
                 table.add_row("MTP losses", "  ".join(f"{value:.3f}" for value in mtp))

@@ -26,6 +26,7 @@ from fathom.data.documents import Files, HubDataset, Reader
 from fathom.data.feed import Feed, heldout_batches
 from fathom.errors import CheckpointError, ConfigError
 from fathom.model.nemotron import Nemotron
+from fathom.model.precision import Matrices
 from fathom.model.sizes import size
 from fathom.problems import OWN, Problems
 from fathom.text import Text, Tokenizer
@@ -78,7 +79,7 @@ def train(
     begin(folder, resume, console)
     for sentence in machine.tune():
         console.print(f"· {sentence}", style="dim", highlight=False)
-    words = tokenizer_of(config, folder, text, console)
+    words = tokenizer_of(config, folder, text or config.init, console)
     also = [TensorBoard(folder / EVENTS)] if tensorboard else []
     _, outcome = learn(config, words, folder, console, *also)
     console.print(farewell(outcome, folder), highlight=False, soft_wrap=True)
@@ -108,15 +109,16 @@ def learn(
 
     `also` hear every event beside the display and the history.
     """
-    shape = size(config.model) if isinstance(config.model, str) else config.model
+    model = student(config)
+    shape = model.config
+    config = config.model_copy(update={"model": shape}) if config.init else config
     if text.tokenizer.size > shape.vocab:
         raise ConfigError(
             f"The tokenizer has {text.tokenizer.size} tokens, the model {shape.vocab}. Give the "
             f"recipe a [model] table whose vocab is {text.tokenizer.size} or more, or use another "
             f"tokenizer."
         )
-    device = "cuda" if torch.cuda.is_available() else None
-    model = Nemotron(shape, device=device, seed=config.seed)
+    guide = teacher(config, text)
     feed = Feed.of(config.data, text, seed=config.seed)
     for note in feed.notes:
         console.print(f"· {note}", style="dim", highlight=False)
@@ -126,11 +128,52 @@ def learn(
     with Display(console, steps=config.steps) as display:
         report = tee(display, JsonLines(folder / METRICS), *also)
         outcome = loop.train(
-            config, model=model, feed=feed, heldout=heldout, run=run, report=report
+            config,
+            model=model,
+            feed=feed,
+            heldout=heldout,
+            run=run,
+            report=report,
+            teacher=guide,
         )
     if outcome.step:
         plots.draw(folder / METRICS, folder / "plots")
     return model, outcome
+
+
+def student(config: TrainConfig) -> Nemotron:
+    """The model that a run starts with, fp32: fresh, or that of the checkpoint it names.
+
+    Raises `ConfigError` if that one is quantised: rounded weights are no masters.
+    """
+    if config.init is None:
+        shape = size(config.model) if isinstance(config.model, str) else config.model
+        device = "cuda" if torch.cuda.is_available() else None
+        return Nemotron(shape, device=device, seed=config.seed)
+    model = source.open_model(config.init, dtype=torch.float32)
+    if any(isinstance(part, Matrices) and part.packed is not None for part in model.modules()):
+        raise ConfigError(
+            f"{config.init} holds quantised weights, which cannot be trained. Let init name its "
+            f"plain sibling."
+        )
+    return model.train()
+
+
+def teacher(config: TrainConfig, text: Text) -> Nemotron | None:
+    """The frozen model that a run learns from, of the type it is stored in; None without one.
+
+    Raises `ConfigError` if its tokenizer is another; one without a tokenizer is taken at its word.
+    """
+    if config.distil is None:
+        return None
+    place, own = config.distil.teacher, text.tokenizer.fingerprint
+    if source.has_text(place) and source.open_text(place).tokenizer.fingerprint != own:
+        raise ConfigError(
+            f"The teacher {place} has another tokenizer than the run, so their distributions "
+            f"cannot be compared. Take a teacher of the same tokenizer, or give its own with "
+            f"--text."
+        )
+    return source.open_model(place).requires_grad_(False)
 
 
 def tokenizer_of(config: TrainConfig, folder: Path, given: str | None, console: Console) -> Text:
@@ -180,11 +223,13 @@ def texts(config: DataConfig) -> Iterator[str]:
 
 
 def needs(config: TrainConfig) -> str:
-    """What a run holds in memory, in a sentence."""
+    """What a run holds in memory, in a sentence; nothing is opened for it."""
+    length = f"{config.steps} steps" if config.steps else f"{config.minutes:g} minutes"
+    if config.init is not None:
+        return f"The model of {config.init}; {length} of {config.batch.tokens:,} tokens."
     shape = size(config.model) if isinstance(config.model, str) else config.model
     # fp32: weight, gradient and AdamW's two moments.
     gigabytes = 16 * shape.parameters / 1e9
-    length = f"{config.steps} steps" if config.steps else f"{config.minutes:g} minutes"
     return (
         f"{shape.name}: {shape.parameters:,} parameters, {gigabytes:.2f} GB of weights, gradients "
         f"and moments; {length} of {config.batch.tokens:,} tokens."
@@ -214,6 +259,8 @@ __all__ = [
     "farewell",
     "learn",
     "needs",
+    "student",
+    "teacher",
     "texts",
     "tokenizer_of",
     "train",

@@ -135,6 +135,17 @@ class MtpConfig(Strict):
     """Whether its gradient stops before the backbone, the embedding and the head."""
 
 
+class DistilConfig(Strict):
+    """A teacher, whose distribution of the next token is learned instead of the data's."""
+
+    teacher: str
+    """A folder, a run or a hub id (give the latter's @revision): a frozen model with the same
+    tokenizer. The loss is the divergence KL(teacher || student), in nats, weighted as the next
+    token is; the MTP head goes on learning from the data, by `mtp`."""
+    data: float = Field(default=0.0, ge=0)
+    """Weight of the data's own next token beside it."""
+
+
 PRECISIONS = (
     "fp32",
     "bf16",
@@ -195,6 +206,11 @@ class TrainConfig(Strict):
 
     model: ModelConfig | str = "pocket"
     """The model: a table of its shape, or the name of a size."""
+    init: str | None = None
+    """A folder, a run or a hub id with plain weights that the run starts from. Its shape takes the
+    place of `model`, and its tokenizer is the run's; None: fresh weights."""
+    distil: DistilConfig | None = None
+    """The teacher, if there is one."""
     data: DataConfig = Field(default_factory=DataConfig)
     """Where the tokens come from."""
     optim: OptimConfig = Field(default_factory=OptimConfig)
@@ -292,6 +308,7 @@ __all__ = [
     "PRECISIONS",
     "BalanceConfig",
     "BatchConfig",
+    "DistilConfig",
     "MtpConfig",
     "Nvfp4Config",
     "OptimConfig",

@@ -19,7 +19,7 @@ from fathom.checkpoint.run import Run
 from fathom.config.train import TrainConfig
 from fathom.data.batch import Batch
 from fathom.data.feed import Feed
-from fathom.errors import TrainingError
+from fathom.errors import ConfigError, TrainingError
 from fathom.model.nemotron import Nemotron
 from fathom.model.precision import Matrices
 from fathom.ops.nvfp4 import Rounding
@@ -58,19 +58,36 @@ def train(
     heldout: Mapping[str, Sequence[Batch]] | None = None,
     run: Run | None = None,
     report: Report = silence,
+    teacher: Nemotron | None = None,
 ) -> Outcome:
     """Train `model` in place; go on from `run`'s last checkpoint if it has one.
 
     `heldout` gives fixed batches by source; the best checkpoint is the one with the lowest loss
-    over all of them.
+    over all of them. `teacher` is the model that `config.distil` speaks of; it is never changed.
 
     Ctrl-C and SIGTERM save the last complete step and return an outcome that is not finished.
 
     Raises:
         TrainingError: `config.skip_limit` steps in a row had a loss or gradient that is no number.
+        ConfigError: `config.distil` and `teacher` do not belong together.
         CheckpointError, DataError: the run was begun with another model, optimizer or other data.
     """
-    return _Loop(config, model, feed, heldout, run, report).run_all()
+    _check(config, model, teacher)
+    return _Loop(config, model, feed, heldout, run, report, teacher).run_all()
+
+
+def _check(config: TrainConfig, model: Nemotron, teacher: Nemotron | None) -> None:
+    """Refuse a teacher that nobody asked for, one that is missing, and one of other tokens."""
+    if (config.distil is None) != (teacher is None):
+        raise ConfigError(
+            "A recipe with [distil] needs its teacher, and a teacher such a recipe; give `train` "
+            "both or neither."
+        )
+    if teacher is not None and teacher.config.vocab != model.config.vocab:
+        raise ConfigError(
+            f"The teacher has {teacher.config.vocab} tokens, the student {model.config.vocab}; "
+            f"take a teacher with the same tokenizer."
+        )
 
 
 @final
@@ -85,11 +102,13 @@ class _Loop:
         heldout: Mapping[str, Sequence[Batch]] | None,
         run: Run | None,
         report: Report,
+        teacher: Nemotron | None,
     ) -> None:
         self.rounding = Rounding(config.seed)
         prepare(model, config, self.rounding)
         self.prepared = config.precision_at(0)
         self.config, self.model, self.run, self.report = config, model, run, report
+        self.teacher = teacher
         self.device = model.embedding.weight.device
         self.heldout = {
             source: [on_device(batch, self.device) for batch in batches]
@@ -152,7 +171,7 @@ class _Loop:
         sizes = micro_batches(config.batch, self.progress.step)
         batches = [on_device(state.feed.next(tokens), self.device) for tokens in sizes]
         total = totals(batches, self.depths)
-        objective = partial(loss, self.model, config=config, total=total)
+        objective = partial(loss, self.model, config=config, total=total, teacher=self.teacher)
         clip = config.optim.clip
         found = gradients(state.optimizer, batches, objective, clip, self.rounding)
         lost = health(self.model, self.rounding) if watched else {}

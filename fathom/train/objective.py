@@ -10,6 +10,10 @@ next token: CE(head h_t, y_t). Depth k of the MTP head: g_k,t = draft(g_k-1,t, y
 g_0 = h, and CE(head g_k,t, y_t+k); places whose target lies past their sequence count nothing.
 Total: next + factor * mean over depths + balance (Super technical report, sections 2.2 and 2.3:
 factor 0.3 over 2 depths is 0.15 each).
+
+With a teacher the first term is KL(teacher || student) of the next token's distributions, over all
+of the vocabulary, and as much of the cross-entropy as is asked for (quantisation-aware
+distillation, arXiv 2601.20088, where the student's weights are rounded).
 """
 
 from collections.abc import Iterator, Sequence
@@ -49,13 +53,15 @@ class Losses:
     total: Tensor
     """Scalar with a graph: what backward starts from."""
     next: Tensor
-    """Detached: weighted mean cross-entropy of the next token, in nats."""
+    """Detached: weighted mean cross-entropy of the next token, in nats, minimised or not."""
     depths: tuple[Tensor, ...]
     """Detached: the same for every depth of the MTP head, before its factor."""
     balance: Tensor
     """Detached: sum of the routers' balance losses."""
     loads: tuple[Tensor, ...]
     """int64 [E] for each router, MTP's last and summed over depths."""
+    teacher: Tensor | None = None
+    """Detached: weighted mean divergence from the teacher, in nats; None: there is none."""
 
 
 def totals(batches: Sequence[Batch], depths: int) -> Totals:
@@ -87,8 +93,17 @@ def ahead(batch: Batch, depth: int) -> tuple[Tensor, Tensor]:
     return batch.targets_T[from_T], weights_T
 
 
-def loss(model: Nemotron, batch: Batch, config: TrainConfig, total: Totals) -> Losses:
-    """Run the model forward over one micro-batch and return its share of the step's loss."""
+def loss(
+    model: Nemotron,
+    batch: Batch,
+    config: TrainConfig,
+    total: Totals,
+    teacher: Nemotron | None = None,
+) -> Losses:
+    """Run the model forward over one micro-batch and return its share of the step's loss.
+
+    `teacher` is the model that `config.distil` speaks of, with the same vocabulary.
+    """
     depths = depths_of(model, config)
     routers = model.routers()
     own = model.config.mtp.count("E")
@@ -99,7 +114,7 @@ def loss(model: Nemotron, batch: Batch, config: TrainConfig, total: Totals) -> L
     for load_E in loads[len(backbone) :]:
         load_E.zero_()
     head = Head.of(model)
-    next_token = head.weighted(hidden_TD, *ahead(batch, 0)) / (total.weights[0] or 1.0)
+    next_token, learned, apart = _next(head, hidden_TD, batch, config, total, teacher)
     parts = []
     with stopped(model.embedding.weight, config.mtp.detach):
         if config.mtp.detach:
@@ -114,7 +129,7 @@ def loss(model: Nemotron, batch: Batch, config: TrainConfig, total: Totals) -> L
                 load_E += router.load_E
     share = batch.layout.sequences / total.sequences
     balanced = torch.stack(balance).sum() * share if balance else next_token.new_zeros(())
-    result = next_token + balanced
+    result = learned + balanced
     if parts:
         result = result + config.mtp.factor * torch.stack(parts).mean()
     return Losses(
@@ -123,7 +138,32 @@ def loss(model: Nemotron, batch: Batch, config: TrainConfig, total: Totals) -> L
         depths=tuple(part.detach() for part in parts),
         balance=balanced.detach(),
         loads=tuple(loads),
+        teacher=None if apart is None else apart.detach(),
     )
+
+
+def _next(
+    head: "Head",
+    hidden_TD: Tensor,
+    batch: Batch,
+    config: TrainConfig,
+    total: Totals,
+    teacher: Nemotron | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The next token's cross-entropy, what is minimised, and the divergence from a teacher."""
+    whole = total.weights[0] or 1.0
+    if teacher is None:
+        next_token = head.weighted(hidden_TD, *ahead(batch, 0)) / whole
+        return next_token, next_token, None
+    assert config.distil is not None
+    with torch.no_grad():
+        given_TD = teacher(batch.tokens_T, batch.layout)
+    apart, next_token = head.divergence(
+        hidden_TD, Head.of(teacher), given_TD, batch.targets_T, batch.weights_T
+    )
+    apart, next_token = apart / whole, next_token / whole
+    share = config.distil.data
+    return next_token, apart + share * next_token if share else apart, apart
 
 
 @dataclass(frozen=True)
@@ -169,6 +209,51 @@ class Head:
         if self._plain(hidden_TD) and bool((weights_T == weights_T[0]).all()):
             return self._fused(hidden_TD, targets_T, "sum") * weights_T[0]
         return (self.cross_entropy(hidden_TD, targets_T) * weights_T).sum()
+
+    def divergence(
+        self,
+        hidden_TD: Tensor,
+        teacher: "Head",
+        given_TD: Tensor,
+        targets_T: Tensor,
+        weights_T: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return sums of weight x KL(teacher || own) and of weight x cross-entropy, fp32 scalars.
+
+        Both models' logits exist for a chunk of rows at a time and are computed again in the
+        backward pass; weight 0 costs no work. Nothing is learned by the teacher's side.
+
+        Args:
+            hidden_TD: own hidden states.
+            teacher: the teacher's head, of the same vocabulary.
+            given_TD: the teacher's hidden states; their width may be another.
+            targets_T: int64, what the cross-entropy is of.
+            weights_T: fp32.
+        """
+        rows = weights_T != 0
+        if not bool(rows.all()):
+            hidden_TD = pick(hidden_TD, rows.nonzero()[:, 0])
+            given_TD, targets_T, weights_T = given_TD[rows], targets_T[rows], weights_T[rows]
+        if not len(weights_T):
+            return hidden_TD.float().sum(), hidden_TD.float().sum()
+        splits = (torch.split(part, CHUNK) for part in (hidden_TD, given_TD, targets_T))
+        parts = [
+            checkpoint(self._apart, rows_TD, teacher.detach(), part_TD, part_T, use_reentrant=False)
+            for rows_TD, part_TD, part_T in zip(*splits, strict=True)
+        ]
+        apart_T, next_T = (torch.cat(found) for found in zip(*parts, strict=True))
+        return (apart_T * weights_T).sum(), (next_T * weights_T).sum()
+
+    def _apart(
+        self, hidden_TD: Tensor, teacher: "Head", given_TD: Tensor, targets_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Divergence from the teacher and cross-entropy of each row."""
+        q_TV = linear(hidden_TD, self.weight_VD, self.precision).float().log_softmax(-1)
+        with torch.no_grad():
+            logits_TV = linear(given_TD, teacher.weight_VD, teacher.precision).float()
+            p_TV = logits_TV.log_softmax(-1)
+        apart_T = F.kl_div(q_TV, p_TV, reduction="none", log_target=True).sum(-1)
+        return apart_T, F.nll_loss(q_TV, targets_T, reduction="none")
 
     def _plain(self, hidden_TD: Tensor) -> bool:
         """Whether torch's fused operation computes exactly what is wanted: fp32 throughout."""

@@ -38,6 +38,8 @@ class Gradients:
     """Norm of all gradients together, before clipping."""
     loads: tuple[Tensor, ...]
     """int64 [E] for each router."""
+    teacher: float | None = None
+    """Divergence from the teacher, in nats, if there is one."""
 
     @property
     def finite(self) -> bool:
@@ -48,6 +50,8 @@ class Gradients:
     def values(self) -> dict[str, float]:
         """The same as named numbers for a report."""
         values = {"loss": self.next, "total": self.total, "grad_norm": self.norm}
+        if self.teacher is not None:
+            values["divergence"] = self.teacher
         if self.loads:
             values["balance"] = self.balance
         values |= {f"mtp/{depth}": loss for depth, loss in enumerate(self.depths, 1)}
@@ -89,6 +93,7 @@ def gradients(
         losses = objective(batch)
         losses.total.backward()
         shares.append(losses)
+    apart = [float(share.teacher) for share in shares if share.teacher is not None]
     grads = [parameter.grad for parameter in optimizer.names if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     if clip:
@@ -107,6 +112,7 @@ def gradients(
             torch.stack(loads).sum(0)
             for loads in zip(*(share.loads for share in shares), strict=True)
         ),
+        teacher=sum(apart) if apart else None,
     )
 
 

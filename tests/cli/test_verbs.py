@@ -10,8 +10,11 @@ from rich.console import Console
 from fathom.checkpoint.run import Run
 from fathom.checkpoint.weights import load
 from fathom.cli import doctor, source, voice
+from fathom.config.load import load_recipe
 from fathom.errors import RequestError
 from fathom.generation import generate
+from fathom.model.precision import lay
+from fathom.ops.layout import Layout
 from fathom.text import Content, Reasoning, Text, ToolCall
 from fathom.train.report import read
 
@@ -75,6 +78,68 @@ def test_a_tokenizer_larger_than_the_model_is_refused(recipe, untuned, fathom, t
     assert code == 2
     assert "301 tokens, the model 300" in err
     assert "vocab is 301 or more" in err
+
+
+DISTILLED = """
+steps = 2
+precision = "weights-mixed"
+init = "RUN"
+save_every = 1
+
+[distil]
+teacher = "RUN"
+
+[batch]
+tokens = 256
+
+[schedule]
+kind = "constant"
+
+[data]
+max_length = 128
+heldout_problems = 6
+
+[[data.sources]]
+kind = "problems"
+kinds = ["add"]
+"""
+
+
+@pytest.mark.slow
+def test_a_run_is_distilled_into_eight_and_four_bits(fathom, tiny_run, untuned, tmp_path):
+    recipe, out = tmp_path / "qad.toml", tmp_path / "qad"
+    recipe.write_text(DISTILLED.replace("RUN", tiny_run.as_posix()))
+    assert fathom("train", recipe, "steps=1", "--out", out)[0] == 0
+    code, told, err = fathom("train", recipe, "--out", out)
+    assert code == 0, err
+    assert "goes on from step 1" in told
+    events = [event for event in read(out / "metrics.jsonl") if event["kind"] == "step"]
+    assert 0 < events[0]["divergence"] < 0.1
+    assert load_recipe(out / "recipe.toml").model == source.open_model(tiny_run).config
+    words = [source.open_text(folder).tokenizer.fingerprint for folder in (tiny_run, out)]
+    assert words[0] == words[1]
+    assert fathom("convert", out, tmp_path / "student")[0] == 0
+    rounding = ("--format", "mixed", "--rounding", "max")
+    assert fathom("quantise", tmp_path / "student", tmp_path / "small", *rounding)[0] == 0
+    student = source.open_model(out)
+    lay(student, "weights-mixed")
+    small = load(tmp_path / "small", packed=False)
+    ids = torch.arange(40) % 300
+    one, other = (m.logits(m(ids, Layout.of([40]))) for m in (student, small))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    code, _, err = fathom("train", recipe, f"init={tmp_path / 'small'}", "--out", tmp_path / "no")
+    assert code == 2
+    assert "plain sibling" in err
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(
+    recipe, untuned, fathom, tiny_run, tmp_path, words
+):
+    words.save(tmp_path / "words")
+    given = (f"distil.teacher={tiny_run}", "--text", tmp_path / "words")
+    code, _, err = fathom("train", recipe, *given, "--out", tmp_path / "r")
+    assert code == 2
+    assert "another tokenizer" in err
 
 
 def test_a_run_becomes_a_checkpoint_that_computes_the_same(fathom, tiny_run, tmp_path):
