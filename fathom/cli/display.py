@@ -135,6 +135,9 @@ class Display:
             told = "  ".join(f"{100 * share:.0f} %" for share in shares)
             accepted = f"  drafts accepted {told}" if told else ""
             table.add_row("held out", f"{self.heldout['loss']:.3f}{accepted}")
+            if "divergence" in self.heldout:
+                apart = self.heldout["divergence"]
+                table.add_row("", f"{apart:.4f} nats from the teacher")
         if self.note:
             table.add_row("", self.note)
         return table

@@ -28,11 +28,23 @@ class HeldOut:
     """For each depth: places where all earlier guesses and the text itself agreed."""
     taken: tuple[int, ...]
     """Of those, places where the draft is again the backbone's own greedy token."""
+    apart: float | None = None
+    """Sum of weight x divergence from a teacher, in nats; None: there is none."""
 
     @property
     def loss(self) -> float:
         """Weighted mean cross-entropy of the next token, in nats."""
         return self.summed / self.weight
+
+    @property
+    def divergence(self) -> float | None:
+        """Weighted mean divergence from the teacher, in nats; None: there is none."""
+        return None if self.apart is None else self.apart / self.weight
+
+    @property
+    def score(self) -> float:
+        """What is to be small: the divergence from the teacher, or without one the loss."""
+        return self.loss if self.divergence is None else self.divergence
 
     @property
     def acceptance(self) -> tuple[float | None, ...]:
@@ -43,27 +55,38 @@ class HeldOut:
     @classmethod
     def together(cls, parts: Sequence["HeldOut"]) -> "HeldOut":
         """Return the results of several sets of batches as those of one."""
+        apart = [part.apart for part in parts if part.apart is not None]
         return cls(
             sum(part.summed for part in parts),
             sum(part.weight for part in parts),
             tuple(sum(asked) for asked in zip(*(part.asked for part in parts), strict=True)),
             tuple(sum(taken) for taken in zip(*(part.taken for part in parts), strict=True)),
+            sum(apart) if apart else None,
         )
 
 
 @torch.no_grad()
-def evaluate(model: Nemotron, batches: Sequence[Batch], depths: int) -> HeldOut:
-    """Return held-out loss and the MTP head's acceptance at each of `depths` depths.
+def evaluate(
+    model: Nemotron, batches: Sequence[Batch], depths: int, teacher: Nemotron | None = None
+) -> HeldOut:
+    """Return held-out loss, the divergence from a teacher if one is given, and the MTP head's
+    acceptance at each of `depths` depths.
 
     Raises:
         DataError: no batch, or only places of weight 0.
     """
     head = Head.of(model)
-    summed, weight = 0.0, 0.0
+    guide = None if teacher is None else Head.of(teacher)
+    summed, weight, apart = 0.0, 0.0, 0.0
     asked, taken = [0] * depths, [0] * depths
     for batch in batches:
         hidden_TD = model(batch.tokens_T, batch.layout)
-        summed += float(head.weighted(hidden_TD, *ahead(batch, 0)))
+        if teacher is None or guide is None:
+            summed += float(head.weighted(hidden_TD, *ahead(batch, 0)))
+        else:
+            given_TD = teacher(batch.tokens_T, batch.layout)
+            parts = head.divergence(hidden_TD, guide, given_TD, *ahead(batch, 0))
+            apart, summed = apart + float(parts[0]), summed + float(parts[1])
         weight += float(batch.weights_T.double().sum())
         for depth, (places, agreed) in enumerate(agreement(model, hidden_TD, batch, depths)):
             asked[depth] += places
@@ -73,7 +96,8 @@ def evaluate(model: Nemotron, batches: Sequence[Batch], depths: int) -> HeldOut:
             "The held-out documents hold no place with a weight; give documents with something "
             "to predict."
         )
-    return HeldOut(summed, weight, tuple(asked), tuple(taken))
+    left = None if teacher is None else apart
+    return HeldOut(summed, weight, tuple(asked), tuple(taken), left)
 
 
 def agreement(

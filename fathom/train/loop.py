@@ -63,7 +63,8 @@ def train(
     """Train `model` in place; go on from `run`'s last checkpoint if it has one.
 
     `heldout` gives fixed batches by source; the best checkpoint is the one with the lowest loss
-    over all of them. `teacher` is the model that `config.distil` speaks of; it is never changed.
+    over all of them, or with a teacher the least divergence from it. `teacher` is the model that
+    `config.distil` speaks of; it is never changed.
 
     Ctrl-C and SIGTERM save the last complete step and return an outcome that is not finished.
 
@@ -238,7 +239,7 @@ class _Loop:
             return
         began = time.perf_counter()
         parts = {
-            source: evaluate(self.model, batches, self.depths)
+            source: evaluate(self.model, batches, self.depths, self.teacher)
             for source, batches in self.heldout.items()
         }
         found = HeldOut.together(list(parts.values()))
@@ -246,6 +247,8 @@ class _Loop:
         self.judged = (self.progress.step, found)
         values = {"loss": found.loss, "seconds": self.judging_seconds}
         values |= {f"loss/{source}": part.loss for source, part in parts.items()}
+        if found.divergence is not None:
+            values["divergence"] = found.divergence
         for depth, share in enumerate(found.acceptance, 1):
             if share is not None:
                 values[f"acceptance/{depth}"] = share
@@ -256,7 +259,7 @@ class _Loop:
         step = self.progress.step
         if self.run is None or step == 0 or (self.saved and self.saved[0] == step):
             return
-        score = self.judged[1].loss if self.judged and self.judged[0] == step else None
+        score = self.judged[1].score if self.judged and self.judged[0] == step else None
         with self.interrupts.held():
             path = self.run.save(step, self.state.tensors(), self.state.facts(), score=score)
             self.saved = (step, path)

@@ -68,7 +68,7 @@ def peaked(model: Nemotron) -> Nemotron:
 def go(peaked: Nemotron, rows: FeedOf) -> Callable[..., tuple[dict, Nemotron]]:
     """Distil the peaked model into a copy of itself; return each step's numbers, and the copy."""
 
-    def run(config: TrainConfig, folder: Path | None = None, stop_after: int | None = None):
+    def run(config, folder: Path | None = None, stop_after: int | None = None, heldout=None):
         found: dict[int, dict[str, float]] = {}
 
         def report(event: Metrics) -> None:
@@ -79,7 +79,15 @@ def go(peaked: Nemotron, rows: FeedOf) -> Callable[..., tuple[dict, Nemotron]]:
 
         student = copy.deepcopy(peaked)
         place = Run(folder) if folder else None
-        train(config, model=student, feed=rows(0), run=place, report=report, teacher=peaked)
+        train(
+            config,
+            model=student,
+            feed=rows(0),
+            heldout=heldout,
+            run=place,
+            report=report,
+            teacher=peaked,
+        )
         return found, student
 
     return run
@@ -151,6 +159,25 @@ def test_a_run_that_is_taken_up_again_repeats_itself_bit_for_bit(go, tmp_path):
     assert rest == {step: whole[step] for step in rest}
     for name, value in student.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_the_best_checkpoint_is_the_nearest_to_the_teacher_on_held_out_texts(
+    go, peaked, random_batch: Draw, tmp_path
+):
+    batches = [random_batch([30, 9], weights="random"), random_batch([20], seed=3)]
+    config = recipe(steps=4, evaluate_every=2, save_every=2, optim=OptimConfig(lr=0.03))
+    _, student = go(config, tmp_path, heldout={"texts": batches})
+    apart = {}
+    for step in (2, 4):
+        saved = Run(tmp_path).load(step).tensors
+        student.load_state_dict(
+            {k.removeprefix("model."): v for k, v in saved.items() if k.startswith("model.")}
+        )
+        whole = [by_hand(student, peaked, b).item() * float(b.weights_T.sum()) for b in batches]
+        apart[step] = sum(whole) / sum(float(b.weights_T.sum()) for b in batches)
+    best = Run(tmp_path).load("best")
+    assert best.step == min(apart, key=apart.__getitem__)
+    assert best.score == pytest.approx(apart[best.step], rel=1e-4)
 
 
 @pytest.mark.slow
