@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fathom.errors import KernelError
 from fathom.ops import dispatch, native
-from fathom.ops.nvfp4 import cpu
+from fathom.ops.nvfp4 import cpu, triton
 from fathom.ops.nvfp4 import operands as reference
 from fathom.ops.nvfp4.operands import MX_BLOCK, Copy, Groups, Operands
 from fathom.ops.nvfp4.philox import Key
@@ -31,6 +31,7 @@ OPERATION = dispatch.Operation(
     "nvfp4",
     (
         native.backend(cpu),
+        dispatch.Backend("triton", triton, triton.why_not),
         dispatch.Backend("reference", reference, dispatch.never_against),
     ),
 )
