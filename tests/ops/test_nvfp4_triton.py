@@ -11,8 +11,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
 
 from fathom.ops.dispatch import Case
 from fathom.ops.nvfp4 import Copy, Groups, Key, triton
@@ -124,6 +122,9 @@ TYPES = {"x": "*bf16", "source": "*i64", "group": "*i32", "found": "*i32", "made
 
 def compiled(name: str, options: dict[str, object], capability: int) -> str:
     """A kernel's PTX; whatever has no type above is an int32."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
     kernel = getattr(triton, name)
     known = {k: v for k, v in options.items() if k in kernel.arg_names}
     signature = {
