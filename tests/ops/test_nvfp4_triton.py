@@ -74,6 +74,14 @@ def test_numbers_near_the_ends_of_fp32_are_those_of_the_reference(interpreted):
             assert_same(interpreted, x, Copy(F, lot), Copy(F, lot, transform=True), KEY, None)
 
 
+def test_block_scales_of_all_sizes_and_between_any_two_are_those_of_the_reference(interpreted):
+    sizes = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    x = torch.zeros(253, 16)
+    # with the last, 2688, the factor of the matrix is 1
+    x[:, 3] = 6 * torch.cat([(sizes[1:] + sizes[:-1]) / 2, sizes])
+    assert_same(interpreted, x, Copy(F), None, None, None)
+
+
 def test_groups_of_a_matrixs_own_rows_are_those_of_the_reference(interpreted):
     x, groups = drawn(64, 70, 3, F), Groups(None, some_groups(1).group_B, 5)
     assert_same(interpreted, x, Copy(F), Copy(F, transform=True), None, groups)
