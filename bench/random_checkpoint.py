@@ -26,8 +26,9 @@ from fathom.checkpoint.expected import WEIGHT, layout, matrix_needs
 from fathom.checkpoint.folder import write_model
 from fathom.checkpoint.formats import Stored
 from fathom.checkpoint.names import CORRECTION_BIAS, Slot
+from fathom.checkpoint.opened import algorithms
 from fathom.checkpoint.pieces import Item
-from fathom.checkpoint.quantise import ALGORITHM, TABLES, lay_formats
+from fathom.checkpoint.quantise import TABLES, lay_formats
 from fathom.config.model import ModelConfig
 from fathom.model.sizes import size
 
@@ -155,14 +156,9 @@ def make(config: ModelConfig, folder: Path, table: str | None, seed: int = 0) ->
             items.append(plain_item(fills, name, slot))
         else:
             items += quantised_items(fills, name, slot, kind)
-    algorithms = {
-        name.removesuffix(WEIGHT): ALGORITHM[kind]
-        for name, kind in kinds.items()
-        if kind != "plain"
-    }
     fills.total = sum(item.bytes for item in items)
     with new_folder(folder, fills.total) as fresh:
-        write_model(fresh, items, config, torch.bfloat16, algorithms=algorithms)
+        write_model(fresh, items, config, torch.bfloat16, algorithms=algorithms(kinds))
     return folder
 
 

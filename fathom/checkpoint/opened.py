@@ -60,13 +60,24 @@ class Opened:
 
     def algorithms(self) -> dict[str, str]:
         """The quantised modules and ModelOpt's words for how."""
-        modules = {n.removesuffix(WEIGHT): k for n, k in self.stored.items() if k != "plain"}
-        words: dict[str, str] = {}
-        for module, kind in modules.items():
-            scaled = f"{module}.input_scale" in self.entries
-            four = "NVFP4" if scaled else "W4A16_NVFP4"
-            words[module] = "FP8" if kind == "fp8" else four
-        return words
+        return algorithms(self.stored, self.entries)
+
+
+def algorithms(kinds: Mapping[str, Stored], tensors: Collection[str] = ()) -> dict[str, str]:
+    """ModelOpt's words for how modules are quantised.
+
+    Args:
+        kinds: the format of every matrix, by official name; plain ones are left out.
+        tensors: official names, among them the scales of the rows that meet matrices.
+    """
+    words: dict[str, str] = {}
+    for name, kind in kinds.items():
+        module = name.removesuffix(WEIGHT)
+        if kind == "fp8":
+            words[module] = "FP8"
+        elif kind == "nvfp4":
+            words[module] = "NVFP4" if f"{module}.input_scale" in tensors else "W4A16_NVFP4"
+    return words
 
 
 def matrix_of(name: str) -> str:
@@ -141,6 +152,7 @@ __all__ = [
     "PLAIN",
     "Dialect",
     "Opened",
+    "algorithms",
     "locate",
     "matrix_of",
     "open_checkpoint",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from fathom.checkpoint.expected import WEIGHT, matrix_needs, stored_dtype, store
 from fathom.checkpoint.folder import SHARD_BYTES, copy_text, write_model
 from fathom.checkpoint.formats import Stored
 from fathom.checkpoint.names import CORRECTION_BIAS, Slot
-from fathom.checkpoint.opened import PLAIN, Opened, open_checkpoint
+from fathom.checkpoint.opened import PLAIN, Opened, algorithms, open_checkpoint
 from fathom.checkpoint.packed import row_pieces
 from fathom.checkpoint.pieces import Item, Reader
 from fathom.checkpoint.safe import Entry
@@ -70,8 +71,6 @@ class Rounding:
 
 LARGEST = Rounding(nvfp4.tensor_scale, nvfp4.encode)
 """Every block's largest weight becomes a 6."""
-ALGORITHM: Mapping[Stored, str] = {"fp8": "FP8", "nvfp4": "W4A16_NVFP4"}
-"""ModelOpt's words for weights in these formats without scales for activations."""
 
 
 def lay_formats(
@@ -95,10 +94,10 @@ def lay_formats(
         table = TABLES[table]
     found = stored_formats(config, wanted, PLAIN)
     for pattern, kind in table.items():
-        if kind not in ("plain", *ALGORITHM):
+        if kind not in get_args(Stored):
             raise ConfigError(
-                f"{pattern!r} asks for the format {kind!r}; known are plain, "
-                f"{', '.join(ALGORITHM)}."
+                f"{pattern!r} asks for the format {kind!r}; known are "
+                f"{', '.join(get_args(Stored))}."
             )
         names = [n for n in found if fnmatchcase(wanted[n].name.removesuffix(WEIGHT), pattern)]
         if not names:
@@ -251,17 +250,6 @@ def _fitting(scales: Mapping[str, float], kinds: Mapping[str, Stored]) -> dict[s
     }
 
 
-def _algorithms(kinds: Mapping[str, Stored], scales: Mapping[str, float]) -> dict[str, str]:
-    """ModelOpt's words for the quantised modules, of which some have scales for their rows."""
-    modules = {name.removesuffix(WEIGHT): kind for name, kind in kinds.items() if kind != "plain"}
-    return {
-        module: "NVFP4"
-        if kind == "nvfp4" and f"{module}.input_scale" in scales
-        else ALGORITHM[kind]
-        for module, kind in modules.items()
-    }
-
-
 def quantise(
     source: str | Path,
     target: str | Path,
@@ -310,11 +298,11 @@ def quantise(
                 items,
                 opened.config,
                 dtype or stored_dtype(opened.entries),
-                algorithms=_algorithms(kinds, beside),
+                algorithms=algorithms(kinds, beside),
                 shard_bytes=shard_bytes,
             )
             copy_text(opened.folder, fresh)
     return Path(target)
 
 
-__all__ = ["ALGORITHM", "FUSED", "LARGEST", "TABLES", "Rounding", "Told", "lay_formats", "quantise"]
+__all__ = ["FUSED", "LARGEST", "TABLES", "Rounding", "Told", "lay_formats", "quantise"]

@@ -13,8 +13,8 @@ from fathom.config.model import MlpConfig, MoEConfig
 from fathom.model.precision import Linear, Matrices
 from fathom.ops import experts
 from fathom.ops.layout import Layout
-from fathom.ops.linear import WEIGHTS_ALONE, PackedStack, Precision
-from fathom.ops.nvfp4 import Quantiser, straight_through
+from fathom.ops.linear import PackedStack, Precision
+from fathom.ops.nvfp4 import Quantiser
 
 
 class Router(nn.Module):
@@ -119,10 +119,6 @@ class Experts(Matrices):
             return experts.quantised_experts(
                 x_TD, self.up, self.down, chosen_TK, weights_TK, self.quantisers
             )
-        form = WEIGHTS_ALONE.get(self.precision)
-        if form is not None:
-            up, down = straight_through(self.up, form), straight_through(self.down, form)
-            return experts.experts(x_TD, up, down, chosen_TK, weights_TK)
         return experts.experts(x_TD, self.up, self.down, chosen_TK, weights_TK, self.precision)
 
     def pack(self, packed: tuple[PackedStack, PackedStack] | None = None) -> None:

@@ -104,8 +104,7 @@ Table = Mapping[str, Precision]
 however many there are, rounded up."""
 
 BF16: Table = {"*": "bf16"}
-"""Every matrix in BF16 but the router, whose scores are fp32 in every recipe of the family, and
-routed experts, which are multiplied in fp32 unless they are in four or eight bits."""
+"""Every matrix in BF16 but the router, whose scores are fp32 in every recipe of the family."""
 
 FOUR_BITS: Table = {
     **BF16,
@@ -120,15 +119,7 @@ FOUR_BITS: Table = {
 in MXFP8; attention, latent projections, MTP, embedding and head stay (Super technical report,
 arXiv 2604.12374, table 3)."""
 
-IN_FOUR_BITS: Table = {
-    "*": "stored",
-    "blocks.*.mixer.in_proj": "w4a16",
-    "blocks.*.mixer.out_proj": "w4a16",
-    "blocks.*.mixer.experts": "w4a16",
-    "blocks.*.mixer.shared.*": "w4a16",
-    "blocks.*.mixer.up": "w4a16",
-    "blocks.*.mixer.down": "w4a16",
-}
+IN_FOUR_BITS: Table = {**dict.fromkeys(FOUR_BITS, "w4a16"), "*": "stored"}
 """Weights alone rounded to NVFP4, those that `fathom quantise --format nvfp4` stores so."""
 
 TABLES: Mapping[str, Table] = {
@@ -139,9 +130,9 @@ TABLES: Mapping[str, Table] = {
     "nano-nvfp4": {**FOUR_BITS, "last 15%": "bf16"},
     "super-nvfp4": {**FOUR_BITS, "first 1": "bf16", "last 14/88": "bf16"},
     "ultra-nvfp4": {**FOUR_BITS, "last 16/108": "bf16"},
-    "mxfp8": {**{pattern: "mxfp8" for pattern in FOUR_BITS}, "*": "bf16"},
+    "mxfp8": {**dict.fromkeys(FOUR_BITS, "mxfp8"), "*": "bf16"},
     "weights-nvfp4": IN_FOUR_BITS,
-    "weights-fp8": {**{pattern: "w8a16" for pattern in IN_FOUR_BITS}, "*": "stored"},
+    "weights-fp8": {**dict.fromkeys(FOUR_BITS, "w8a16"), "*": "stored"},
     "weights-mixed": {
         **IN_FOUR_BITS,
         "blocks.*.mixer.in_proj": "w8a16",
@@ -155,9 +146,7 @@ its table in four bits is the white paper's study (arXiv 2512.20856). `weights-n
 of that name."""
 
 
-def resolve(
-    names: Iterable[str], table: str | Mapping[str, str], *, base: str = "base"
-) -> dict[str, Precision]:
+def resolve(names: Iterable[str], table: str | Mapping[str, str]) -> dict[str, Precision]:
     """The precision of each of these matrices for which the table has one.
 
     Args:
@@ -170,7 +159,7 @@ def resolve(
             caller's own that matches nothing.
     """
     names, found, formats = list(names), dict[str, Precision](), get_args(Precision)
-    known = table if isinstance(table, str) else table.get(base)
+    known = table if isinstance(table, str) else table.get("base")
     if known is not None:
         if known not in TABLES:
             raise ConfigError(f"There is no precision {known!r}; known are {', '.join(TABLES)}.")
@@ -179,7 +168,7 @@ def resolve(
     if isinstance(table, str):
         return found
     for pattern, given in table.items():
-        if pattern == base:
+        if pattern == "base":
             continue
         if given not in formats:
             raise ConfigError(

@@ -105,6 +105,7 @@ def _listen(
             texts,
             METHODS[method],
             lambda done, of: told(f"measuring part {done + 1} of {of}"),
+            reference=found.reference,
         )
     return found
 

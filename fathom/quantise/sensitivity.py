@@ -128,6 +128,8 @@ def measure(
     texts: Sequence[Tensor],
     rounding: Rounding,
     told: Callable[[int, int], None] = lambda done, of: None,
+    *,
+    reference: Sequence[Tensor] | None = None,
 ) -> list[Unit]:
     """Measure every part in every format: two passes over the texts for each.
 
@@ -136,9 +138,10 @@ def measure(
         texts: int64 ids [T] each.
         rounding: how weights become NVFP4.
         told: hears how many parts of how many are measured.
+        reference: what `expected` gave of this model and these texts; None: it is asked.
     """
     weights = parameters(model)
-    reference = expected(model, texts)
+    reference = expected(model, texts) if reference is None else reference
     found: list[Unit] = []
     grouped = units(list(weights))
     for done, names in enumerate(grouped):

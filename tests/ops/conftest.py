@@ -57,6 +57,14 @@ def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads share the work; the number from before comes back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def assert_threads_agree() -> Iterator[Callable[..., None]]:
     """Fail unless outputs and gradients are the same bits with 1, 2, 5 and 16 threads."""
     before = torch.get_num_threads()

@@ -50,14 +50,6 @@ def sample(logits, sampling, place, words):
     return int(ids[index]), float(share[index].log())
 
 
-@pytest.fixture
-def threads():
-    """Sets how many threads share the work; the number from before comes back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def parameters(samplings, points):
     """What `draw` takes besides logits and masks."""
     wide = torch.float64

@@ -19,14 +19,6 @@ LENGTHS = [(1,), (5,), (9,), (3, 3, 3), (9, 1, 4), (1, 2, 3, 4, 5, 6, 7, 8, 9, 4
 TYPES = [torch.float32, torch.bfloat16]
 
 
-@pytest.fixture
-def threads():
-    """Sets how many threads share the work; the number from before comes back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def case(layout, shape, dtype=torch.float32, seed=0):
     """x, dt, A, B, C, D and states; x, B and C lie in the rows of one projection."""
     H, P, G, N = shape

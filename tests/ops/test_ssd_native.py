@@ -24,14 +24,6 @@ def tier(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def threads():
-    """Sets how many threads share the work; the number from before comes back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def case(layout, shape, state=True, seed=0):
     """Inputs of `scan`, decays from hardly any to nearly all."""
     H, P, G, N = shape

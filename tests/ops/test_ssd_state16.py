@@ -20,14 +20,6 @@ SHAPES = {"even": (4, 16, 2, 32), "odd": (6, 7, 2, 33), "one": (1, 3, 1, 1), "wi
 LENGTHS = [(1,), (9,), (3, 3, 3), (9, 1, 4), (17, 2, 8)]
 
 
-@pytest.fixture
-def threads():
-    """Sets how many threads share the work; the number from before comes back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def case(layout, shape, dtype=torch.float32, seed=0):
     """x, dt, A, B, C, D, states in fp16 of all sizes, and a rounding."""
     H, P, G, N = shape

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fathom.ops import dispatch, native
 from fathom.ops.experts import cpu, eager, quantised, reference, routing_cpu
-from fathom.ops.linear import PackedStack, Precision, rounds_rows
-from fathom.ops.nvfp4 import Quantiser
+from fathom.ops.linear import WEIGHTS_ALONE, PackedStack, Precision, rounds_rows
+from fathom.ops.nvfp4 import Quantiser, straight_through
 
 OPERATION = dispatch.in_torch("experts", eager, reference)
 """The backends of the experts themselves."""
@@ -61,7 +61,13 @@ def experts(
     The hidden layer is rounded to x's type. In LatentMoE, D is the latent width. With `bf16` the
     products are those of `ops/linear` in that precision, and the weights of the choice are
     multiplied into down's rows before they are rounded.
+
+    Raises:
+        KernelError: rows are not whole blocks where weights are rounded to NVFP4.
     """
+    if precision in WEIGHTS_ALONE:
+        form, precision = WEIGHTS_ALONE[precision], "stored"
+        up_EID, down_EDI = straight_through(up_EID, form), straight_through(down_EDI, form)
     backend = OPERATION.choose(dispatch.Case.of(x_TD)).module
     result: Tensor = backend.experts(x_TD, up_EID, down_EDI, chosen_TK, weights_TK, precision)
     return result

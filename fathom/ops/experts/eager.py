@@ -62,7 +62,12 @@ class Sorted:
 
     def sum_of_copies(self, rows: Tensor) -> Tensor:
         """rows [R, D] -> [T, D]."""
-        return rows.index_select(0, self.place_R).view(*self.shape, -1).sum(1)
+        return sum_of_copies(rows, self.place_R, self.shape)
+
+
+def sum_of_copies(rows: Tensor, place_R: Tensor, shape: torch.Size) -> Tensor:
+    """rows [R, D] at the places of all choices, [T, K] in `shape` -> [T, D]."""
+    return rows.index_select(0, place_R).view(*shape, -1).sum(1)
 
 
 class _Experts(torch.autograd.Function):
@@ -173,4 +178,5 @@ __all__ = [
     "packed_experts",
     "route",
     "squared_relu",
+    "sum_of_copies",
 ]

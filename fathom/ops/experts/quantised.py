@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fathom.ops.experts.eager import Sorted, grouped, outer
+from fathom.ops.experts.eager import Sorted, grouped, outer, sum_of_copies
 from fathom.ops.linear.quantised import fast_type
 from fathom.ops.nvfp4 import BLOCK, Groups, Quantiser, scaled
 
@@ -50,7 +50,7 @@ class _Padded:
 
     def sum_of_copies(self, rows: Tensor) -> Tensor:
         """rows [R, D] -> [T, D]."""
-        return rows.index_select(0, self.place_R).view(*self.shape, -1).sum(1)
+        return sum_of_copies(rows, self.place_R, self.shape)
 
 
 class _Quantised(torch.autograd.Function):

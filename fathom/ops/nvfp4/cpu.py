@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fathom.ops import native
 from fathom.ops.native.tensors import CODES, FLOATS, dense, rows
-from fathom.ops.nvfp4.operands import MX_BLOCK, Copy, Groups, Operands
+from fathom.ops.nvfp4.operands import MX_BLOCK, Copy, Groups, Operands, group_scale
 from fathom.ops.nvfp4.philox import Key
-from fathom.ops.nvfp4.reference import BLOCK, tensor_scale
+from fathom.ops.nvfp4.reference import BLOCK
 
 STOCHASTIC, TILES, TRANSFORM = 1, 2, 4
 """What a copy asks for, as bits (nvfp4.h)."""
@@ -47,7 +47,7 @@ def operands(
         *((key.seed & (1 << 64) - 1, key.step, key.place) if key else (0, 0, 0)),
         amax.data_ptr(),
     )
-    scales = torch.where(amax.isfinite(), tensor_scale(amax), torch.nan)
+    scales = group_scale(amax)
     return Operands(by_rows, scales[0], by_columns, scales[1])
 
 

@@ -90,7 +90,7 @@ def operands(
             inner, peaks, factor[:, None], key if rows.stochastic else None, False
         ).flatten(1)
         by_rows = by_rows[: None if groups else x.shape[0], : x.shape[1]].to(rows.dtype)
-        rows_scale = _scale(amax)
+        rows_scale = group_scale(amax)
     if columns is not None:
         inner = padded[:, : x.shape[1]].unflatten(0, (-1, BLOCK))
         if columns.transform:
@@ -101,7 +101,7 @@ def operands(
         own = key if columns.stochastic else None
         turned = _blocks(inner.transpose(1, 2), peaks, factor, own, True)
         by_columns = turned.transpose(1, 2).flatten(0, 1).to(columns.dtype)
-        columns_scale = _scale(amax)
+        columns_scale = group_scale(amax)
     return Operands(by_rows, rows_scale, by_columns, columns_scale)
 
 
@@ -119,7 +119,7 @@ def _by_group(peaks: Tensor, group_B: Tensor, count: int) -> Tensor:
     return most_B.new_zeros(count).scatter_reduce(0, group_B, most_B, "amax")
 
 
-def _scale(amax: Tensor) -> Tensor:
+def group_scale(amax: Tensor) -> Tensor:
     """A / 2688 for each group, NaN where A is not finite."""
     return torch.where(amax.isfinite(), tensor_scale(amax), torch.nan)
 
@@ -191,6 +191,7 @@ __all__ = [
     "Groups",
     "Operands",
     "exponents",
+    "group_scale",
     "mxfp8_operands",
     "operands",
     "scaled",

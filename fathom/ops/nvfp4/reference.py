@@ -52,17 +52,20 @@ def largest(weight: Float[Tensor, "*B O I"]) -> Float[Tensor, "*B"]:
     return found
 
 
-def encode_factor(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """S of step 1 for fp32 magnitudes: 2688 / A, capped; 1 for a matrix of zeros."""
+def encode_factor(amax: Float[Tensor, "*B"], bound: float = E4M3_MAX) -> Float[Tensor, "*B"]:
+    """S of step 1 for fp32 magnitudes: 2688 / A, capped; 1 for a matrix of zeros.
+
+    `bound` is the largest block scale of a block whose largest value becomes a 6.
+    """
     # tensor by tensor: torch computes number / tensor as a product with a rounded reciprocal
-    factor = torch.div(amax.new_tensor(E2M1_MAX * E4M3_MAX), amax).clamp_max(FLOAT_MAX)
+    factor = torch.div(amax.new_tensor(E2M1_MAX * bound), amax).clamp_max(FLOAT_MAX)
     return torch.where(amax == 0, 1.0, factor)
 
 
-def tensor_scale(amax: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+def tensor_scale(amax: Float[Tensor, "*B"], bound: float = E4M3_MAX) -> Float[Tensor, "*B"]:
     """The fp32 scale of NVFP4 matrices with these largest magnitudes: A / 2688, and 1 for 0."""
-    factor = encode_factor(amax)
-    exact = amax / amax.new_tensor(E2M1_MAX * E4M3_MAX)
+    factor = encode_factor(amax, bound)
+    exact = amax / amax.new_tensor(E2M1_MAX * bound)
     return torch.where((amax == 0) | (factor == FLOAT_MAX), 1 / factor, exact)
 
 
@@ -83,6 +86,12 @@ def e2m1(y: Tensor) -> Tensor:
     code = torch.minimum(code, size.round().add_(2))
     code = torch.minimum(code, size.mul_(0.5).round_().add_(4))
     return code.to(torch.uint8).add_((y < 0).to(torch.uint8), alpha=8)
+
+
+def packed(y: Tensor) -> Tensor:
+    """Codes of blocks [R, B, 16] of values in [-6, 6], two a byte: uint8 [R, 8 B]."""
+    pairs: Tensor = e2m1(y).flatten(-2).unflatten(-1, (-1, 2))
+    return pairs[..., 0] | (pairs[..., 1] << 4)
 
 
 def whole_blocks(columns: int) -> None:
@@ -116,8 +125,7 @@ def encode(
         scales[part] = (peaks * (factor * (1 / E2M1_MAX))).clamp_(max=E4M3_MAX).to(scales.dtype)
         own = (1 / (scales[part].float() * (1 / factor))).clamp_(max=FLOAT_MAX)
         y = (blocks * own[..., None]).clamp_(-E2M1_MAX, E2M1_MAX)
-        code = e2m1(y).view(-1, columns // 2, 2)
-        codes[part] = code[..., 0] | (code[..., 1] << 4)
+        codes[part] = packed(y)
     return codes, scales
 
 
@@ -198,6 +206,7 @@ __all__ = [
     "encode_factor",
     "encode_fp8",
     "largest",
+    "packed",
     "quantise",
     "quantise_fp8",
     "tensor_scale",

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from fathom.ops.dispatch import Case
-from fathom.ops.nvfp4.operands import Copy, Groups, Operands, mxfp8_operands, scaled
+from fathom.ops.nvfp4.operands import Copy, Groups, Operands, group_scale, mxfp8_operands, scaled
 from fathom.ops.nvfp4.philox import MASK, Key
-from fathom.ops.nvfp4.reference import BLOCK, E2M1_MAX, encode_factor, tensor_scale
+from fathom.ops.nvfp4.reference import BLOCK, E2M1_MAX, encode_factor
 
 INSTALLED = importlib.util.find_spec("triton") is not None
 """Whether the library triton is there; without it the kernels below stay plain text."""
@@ -76,7 +76,7 @@ def _copy(
         with torch.cuda.device_of(x):
             _measure[grid](*given, bits, **options)
     amax = bits.view(torch.float32)
-    scale = torch.where(amax.isfinite(), tensor_scale(amax), torch.nan)
+    scale = group_scale(amax)
     if launched:
         lot = key if copy.stochastic else None
         draws = (0, 0, 0, 0)
@@ -237,7 +237,7 @@ def _word(
 
 @_kernel
 def _e2m1(y: tl.tensor, word: tl.tensor, LOT: tl.constexpr) -> tl.tensor:
-    """The number of E2M1 nearest to y, |y| <= 6, ties to even, or a neighbour by lot."""
+    """The number of E2M1 nearest to y, |y| <= 6, ties to even, or a neighbour at random."""
     size = tl.abs(y)
     step = tl.where(size < 2, 0.5, tl.where(size < 4, 1.0, 2.0))
     steps = size * tl.where(size < 2, 2.0, tl.where(size < 4, 1.0, 0.5))
